@@ -1,0 +1,162 @@
+"""Intervals for accuracies, retentions and latency percentiles; every one of them SciPy's or a short formula on it.
+
+Two-sided intervals are at 95 % and are what reports show. One-sided 95 % bounds are what verdicts use; they are the
+limits of the two-sided 90 % interval.
+
+Not here: multiple-comparison corrections, Bayesian intervals, tests of means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TWO_SIDED = 0.95
+ONE_SIDED = 0.90
+BOOTSTRAP_RESAMPLES = 1999
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """An estimate and the limits of its two-sided interval.
+
+    Attributes:
+        value: The estimate.
+        lower: Lower limit; NaN-free: None where the data cannot give one.
+        upper: Upper limit; None where the data cannot give one.
+    """
+
+    value: float
+    lower: float | None
+    upper: float | None
+
+
+def proportion(successes: int, total: int, *, level: float = TWO_SIDED) -> Interval:
+    """Wilson's score interval for a proportion.
+
+    Args:
+        successes: Number of right answers, 0 to `total`.
+        total: Number of rows, at least 1.
+        level: Confidence level of the two-sided interval, 0 to 1.
+
+    Returns:
+        The proportion (0 to 1) and its interval.
+
+    Source:
+        Wilson 1927, as `scipy.stats.binomtest(...).proportion_ci("wilson")` has it.
+    """
+    from scipy import stats
+
+    limits = stats.binomtest(successes, total).proportion_ci(level, method="wilson")
+    return Interval(value=successes / total, lower=float(limits.low), upper=float(limits.high))
+
+
+def paired_ratio(new: NDArray[np.bool_], base: NDArray[np.bool_], *, level: float = TWO_SIDED) -> Interval:
+    """Interval for the ratio of two accuracies on the same rows: what share of the accuracy is retained.
+
+    Args:
+        new: Whether each row is right under the new model; shape [rows].
+        base: The same under the baseline; shape [rows]; at least one row right.
+        level: Confidence level of the two-sided interval, 0 to 1.
+
+    Returns:
+        accuracy(new) / accuracy(base) and its interval.
+
+    Source:
+        Bonett and Price 2006, "Confidence intervals for a ratio of binomial proportions based on paired data",
+        Statistics in Medicine 25:3039, the hybrid of Wilson limits. We differ in one point: the Wilson limits come
+        from SciPy, which is given the level that corresponds to their adjusted normal quantile.
+    """
+    from scipy import stats
+
+    both, gained, lost = int((new & base).sum()), int((new & ~base).sum()), int((~new & base).sum())
+    n_any, n_new, n_base = both + gained + lost, both + gained, both + lost
+    p_new, p_base = (n_new + 1) / (n_any + 2), (n_base + 1) / (n_any + 2)
+    joint = math.sqrt((gained + lost + 2) / ((n_new + 1) * (n_base + 1)))
+    apart = math.sqrt((1 - p_new) / (n_new + 1)) + math.sqrt((1 - p_base) / (n_base + 1))
+    quantile = float(stats.norm.ppf((1 + level) / 2)) * joint / apart
+    adjusted = float(2 * stats.norm.cdf(quantile) - 1)
+    on_new = proportion(n_new, n_any, level=adjusted)
+    on_base = proportion(n_base, n_any, level=adjusted)
+    return Interval(
+        value=n_new / n_base, lower=_quotient(on_new.lower, on_base.upper), upper=_quotient(on_new.upper, on_base.lower)
+    )
+
+
+def _quotient(numerator: float | None, denominator: float | None) -> float | None:
+    return numerator / denominator if numerator is not None and denominator else None
+
+
+def percentile(samples: NDArray[np.float64], q: float, *, level: float = TWO_SIDED) -> Interval:
+    """A percentile with a distribution-free interval from order statistics.
+
+    Args:
+        samples: Independent observations; shape [samples].
+        q: Which percentile, above 0 and below 100.
+        level: Confidence level of the two-sided interval, 0 to 1.
+
+    Returns:
+        The percentile in the samples' unit; a limit is None where too few samples leave it undetermined.
+
+    Source:
+        Conover 1999, Practical Nonparametric Statistics, section 3.2, as `scipy.stats.quantile_test` has it.
+    """
+    from scipy import stats
+
+    limits = stats.quantile_test(samples, q=0, p=q / 100).confidence_interval(level)
+    value = float(np.percentile(samples, q))
+    return Interval(value=value, lower=_finite(limits.low), upper=_finite(limits.high))
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def mean(samples: NDArray[np.float64], *, level: float = TWO_SIDED) -> Interval:
+    """A mean with Student's interval; samples of shape [samples], at least 2, in any unit."""
+    from scipy import stats
+
+    value = float(samples.mean())
+    spread = float(stats.sem(samples))
+    if spread == 0:
+        return Interval(value=value, lower=value, upper=value)
+    low, high = stats.t.interval(level, len(samples) - 1, loc=value, scale=spread)
+    return Interval(value=value, lower=float(low), upper=float(high))
+
+
+def median_ratio(base: Sequence[float], new: Sequence[float], *, level: float = TWO_SIDED) -> Interval:
+    """How many times smaller the median has become, from observations paired by index.
+
+    Args:
+        base: Observations of the baseline; shape [samples].
+        new: Observations of the same requests under the new model; shape [samples].
+        level: Confidence level of the two-sided interval, 0 to 1.
+
+    Returns:
+        median(base) / median(new) and the percentile-bootstrap interval over resampled pairs (seeded).
+
+    Source:
+        Efron and Tibshirani 1993, chapter 13, as `scipy.stats.bootstrap(paired=True)` has it.
+    """
+    from scipy import stats
+
+    pairs = (np.asarray(base, dtype=np.float64), np.asarray(new, dtype=np.float64))
+    value = float(_ratio_of_medians(*pairs))
+    if len(pairs[0]) < 2:
+        return Interval(value=value, lower=None, upper=None)
+    result = stats.bootstrap(
+        pairs, _ratio_of_medians, paired=True, vectorized=True, confidence_level=level, method="percentile",
+        n_resamples=BOOTSTRAP_RESAMPLES, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return Interval(
+        value=value, lower=float(result.confidence_interval.low), upper=float(result.confidence_interval.high)
+    )
+
+
+def _ratio_of_medians(base: NDArray[np.float64], new: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+    return np.median(base, axis=axis) / np.median(new, axis=axis)

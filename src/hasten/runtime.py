@@ -1,0 +1,219 @@
+"""Text to logits, from a variant folder; the serving path, without torch.
+
+`OnnxRuntime` runs a `model.onnx` with onnxruntime and `tokenizer.json` with tokenizers. `FakeRuntime` answers at once and
+from the text alone: use it to test anything that needs a runtime. Non-goals: batching over requests (`hasten.batching`),
+anything but single-sequence classification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol, Self
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import ArtifactError, ParityError
+from hasten.tokenization import Encoding, TextEncoder, pad_token_id, padded
+from hasten.variant import Variant
+
+Logits = NDArray[np.float32]
+GOLDEN = "golden.json"
+GOLDEN_TOLERANCE = 1e-3
+GOLDEN_TEXTS = (
+    "ok",
+    "The delivery came two days late, but the support team was friendly and solved it.",
+    "Prix : 12,50 € — naïve café, 東京, ünïcode and 1234567890!",
+    "the first half of this long sentence is about nothing in particular " * 6,
+)
+
+
+class Runtime(Protocol):
+    """Something that classifies texts."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names by id."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Tokenizes texts, truncated to the model's longest input."""
+        ...
+
+    def infer(self, encodings: Sequence[Encoding]) -> Logits:
+        """Runs one padded batch.
+
+        Args:
+            encodings: At least one.
+
+        Returns:
+            Logits; shape [batch, labels], float32.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeRuntime:
+    """A runtime without a model: logits are drawn from a hash of each text's tokens (its bytes), so equal texts get
+    equal answers, alone and in any batch.
+
+    Attributes:
+        labels: Label names.
+        max_tokens: Longest input in bytes.
+    """
+
+    labels: tuple[str, ...] = ("negative", "positive")
+    max_tokens: int = 512
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """One token a byte."""
+        rows = [list(text.encode()[: self.max_tokens]) for text in texts]
+        return [Encoding(ids=ids, type_ids=[0] * len(ids)) for ids in rows]
+
+    def infer(self, encodings: Sequence[Encoding]) -> Logits:
+        """Logits between -1 and 1; shape [batch, labels]."""
+        seeds = [int.from_bytes(sha256(bytes(e.ids)).digest()[:8]) for e in encodings]
+        rows = [np.random.default_rng(seed).uniform(-1, 1, len(self.labels)) for seed in seeds]
+        return np.asarray(rows, dtype=np.float32)
+
+
+class OnnxRuntime:
+    """A variant's `model.onnx` in onnxruntime on the CPU."""
+
+    def __init__(self, variant: Variant, *, threads: int, profile_prefix: Path | None = None) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        if profile_prefix is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile_prefix)
+        path = variant.path / "model.onnx"
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no public base
+            raise ArtifactError(f"{path}: onnxruntime cannot load it: {error}") from error
+        self._inputs = [node.name for node in self._session.get_inputs()]
+        self._encode = TextEncoder(variant)
+        self._pad_id = pad_token_id(variant)
+        self.labels = variant.labels
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Tokenizes texts; see `Runtime.encode`."""
+        return self._encode(texts)
+
+    def infer(self, encodings: Sequence[Encoding]) -> Logits:
+        """Runs one padded batch; see `Runtime.infer`."""
+        batch = padded(encodings, self._pad_id)
+        return self._session.run(["logits"], {name: batch[name] for name in self._inputs})[0]
+
+    def end_profiling(self) -> Path:
+        """Stops onnxruntime's profiler and returns the path of its trace."""
+        return Path(self._session.end_profiling())
+
+
+def open_runtime(variant: Variant, *, threads: int = 1) -> Runtime:
+    """Loads a variant for inference.
+
+    Args:
+        variant: An opened (and so hash-checked) folder.
+        threads: Threads for one inference, at least 1. For a torch variant this sets the whole process's.
+
+    Returns:
+        The runtime that its format calls for.
+
+    Raises:
+        ArtifactError: The runtime cannot load the folder.
+        MissingExtraError: A torch variant, and torch is not installed.
+    """
+    if variant.manifest.format == "torch":
+        from hasten.torch_runtime import TorchRuntime
+
+        return TorchRuntime(variant, threads=threads)
+    return OnnxRuntime(variant, threads=threads)
+
+
+def predict_logits(runtime: Runtime, texts: Sequence[str], *, batch: int = 1) -> Logits:
+    """Logits of many texts, in their order.
+
+    Args:
+        runtime: What to run.
+        texts: The texts; may be empty.
+        batch: Most texts in one inference; texts of similar length share one.
+
+    Returns:
+        Logits; shape [texts, labels].
+    """
+    encodings = runtime.encode(texts)
+    order = sorted(range(len(texts)), key=lambda row: len(encodings[row]))
+    logits = np.zeros((len(texts), len(runtime.labels)), dtype=np.float32)
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        logits[rows] = runtime.infer([encodings[row] for row in rows])
+    return logits
+
+
+def softmax(logits: Logits) -> Logits:
+    """Probabilities from logits; shape [batch, labels], rows sum to 1."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """Texts and the logits they gave when the folder was made.
+
+    Attributes:
+        texts: The texts.
+        logits: One row a text; shape [texts, labels].
+    """
+
+    texts: tuple[str, ...]
+    logits: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def record(cls, runtime: Runtime) -> Self:
+        """Runs the fixed golden texts, one at a time."""
+        logits = predict_logits(runtime, GOLDEN_TEXTS)
+        if not np.isfinite(logits).all():
+            raise ParityError("the model answers NaN or infinity on ordinary text; its weights are broken")
+        return cls(texts=GOLDEN_TEXTS, logits=tuple(tuple(map(float, row)) for row in logits))
+
+
+def write_golden(draft: Path, runtime: Runtime) -> None:
+    """Records golden logits into a draft folder."""
+    (draft / GOLDEN).write_bytes(msgspec.json.encode(Golden.record(runtime)) + b"\n")
+
+
+def replay_golden(variant: Variant, *, threads: int = 1) -> float:
+    """Runs a variant's golden texts again and compares.
+
+    Args:
+        variant: An opened folder.
+        threads: Threads to run with.
+
+    Returns:
+        Largest absolute difference of a logit.
+
+    Raises:
+        ArtifactError: There is nothing to replay.
+        ParityError: The difference is above `GOLDEN_TOLERANCE`.
+    """
+    try:
+        golden = msgspec.json.decode((variant.path / GOLDEN).read_bytes(), type=Golden)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ArtifactError(f"{variant.path}: no golden logits to replay: {error}") from error
+    now = predict_logits(open_runtime(variant, threads=threads), golden.texts)
+    difference = float(np.abs(now - np.asarray(golden.logits, dtype=np.float32)).max())
+    if not difference <= GOLDEN_TOLERANCE:
+        raise ParityError(
+            f"{variant.path}: logits differ by {difference:.2g} from those recorded when the folder was made "
+            f"(at most {GOLDEN_TOLERANCE:g}); this machine or its libraries compute it differently: measure it again here"
+        )
+    return difference

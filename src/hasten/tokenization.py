@@ -1,0 +1,84 @@
+"""Text to rows of token ids, and rows to a rectangular batch: what every runtime shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import ArtifactError, DataError
+from hasten.variant import Variant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """One tokenized text.
+
+    Attributes:
+        ids: Token ids, special tokens included; shape [tokens].
+        type_ids: Segment ids; shape [tokens].
+    """
+
+    ids: list[int]
+    type_ids: list[int]
+
+    def __len__(self) -> int:
+        """Length in tokens."""
+        return len(self.ids)
+
+
+class TextEncoder:
+    """The tokenizer of a variant folder, with hasten's truncation and no padding of its own."""
+
+    def __init__(self, variant: Variant) -> None:
+        from tokenizers import Tokenizer
+
+        path = variant.path / "tokenizer.json"
+        try:
+            self._tokenizer: Any = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ArtifactError(f"{path}: not a tokenizer that the tokenizers library reads: {error}") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(variant.manifest.max_tokens)
+
+    def __call__(self, texts: Sequence[str]) -> list[Encoding]:
+        """Tokenizes texts.
+
+        Raises:
+            DataError: A text holds a lone surrogate, which no UTF-8 has.
+        """
+        try:
+            encoded = self._tokenizer.encode_batch_fast(list(texts))
+        except UnicodeEncodeError as error:
+            raise DataError(f"a text is not valid Unicode: {error.reason} at character {error.start}") from error
+        return [Encoding(ids=e.ids, type_ids=e.type_ids) for e in encoded]
+
+
+def pad_token_id(variant: Variant) -> int:
+    """The id that fills up shorter rows of a batch, from `config.json`; 0 where it names none."""
+    config = msgspec.json.decode((variant.path / "config.json").read_bytes())
+    return int(config.get("pad_token_id") or 0)
+
+
+def padded(encodings: Sequence[Encoding], pad_id: int) -> dict[str, NDArray[np.int64]]:
+    """A rectangular batch, filled up on the right.
+
+    Args:
+        encodings: Rows of different lengths.
+        pad_id: Token id to fill with.
+
+    Returns:
+        `input_ids`, `attention_mask`, `token_type_ids`; each of shape [batch, longest tokens].
+    """
+    shape = (len(encodings), max((len(e) for e in encodings), default=0) or 1)
+    ids = np.full(shape, pad_id, dtype=np.int64)
+    mask, types = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    for row, encoding in enumerate(encodings):
+        ids[row, : len(encoding)] = encoding.ids
+        mask[row, : len(encoding)] = 1
+        types[row, : len(encoding)] = encoding.type_ids
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}

@@ -1,0 +1,266 @@
+"""A variant: one runnable model in one folder, in the Hugging Face layout, plus `variant.json`.
+
+```
+config.json  tokenizer.json  tokenizer_config.json      as transformers reads them
+model.safetensors | model.onnx                          the weights, or the graph with its weights
+golden.json                                             texts and the logits they gave when the folder was made
+variant.json                                            what this module reads: kind, labels, lineage, sha256 per file
+```
+
+A folder is written aside and renamed, so a folder that exists is whole. `open_variant` checks every hash before
+any file is parsed by anything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from hasten.errors import ArtifactError
+
+SCHEMA = "hasten.variant/1"
+MANIFEST = "variant.json"
+
+Task = Literal["single_label_classification", "multi_label_classification", "regression", "token_classification"]
+Format = Literal["torch", "onnx"]
+Precision = Literal["fp32", "int8"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Number of weights, by part of the model.
+
+    Attributes:
+        embedding: Weights of the token, position and type tables.
+        encoder: Weights of the transformer layers.
+        head: Weights of the pooler and the classifier.
+    """
+
+    embedding: int
+    encoder: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All weights."""
+        return self.embedding + self.encoder + self.head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """How a variant came to be.
+
+    Attributes:
+        name: The step's verb: `import`, `export`, `quantize`, `distill`.
+        parent: Digest of the variant it was made from; None for an import.
+        options: The step's options, as resolved.
+        versions: Versions of the libraries that did the work.
+        facts: What the step measured while it proved its result (parity, fused operators, losses).
+    """
+
+    name: str
+    parent: str | None
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The content of `variant.json`.
+
+    Attributes:
+        schema: `hasten.variant/1`.
+        name: The variant's name, such as `onnx-int8`.
+        task: What the logits mean.
+        format: `torch` (safetensors) or `onnx`.
+        precision: `fp32` or `int8`.
+        architecture: transformers' `model_type`.
+        labels: Label names by id.
+        max_tokens: Longest input in tokens, special tokens included; longer texts are truncated.
+        parameters: Weights by part.
+        batch_invariant: Whether a text's logits are the same alone and in any batch.
+        step: How it was made.
+        files: sha256 (hex) of every other file in the folder, by relative path.
+    """
+
+    schema: str
+    name: str
+    task: Task
+    format: Format
+    precision: Precision
+    architecture: str
+    labels: list[str]
+    max_tokens: int
+    parameters: Parameters
+    batch_invariant: bool
+    step: StepRecord
+    files: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A runnable model on disk.
+
+    Attributes:
+        path: The folder.
+        manifest: The content of its `variant.json`.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """The variant's name."""
+        return self.manifest.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names by id."""
+        return tuple(self.manifest.labels)
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over the files' hashes: the identity of what runs, whatever it is called."""
+        lines = "".join(f"{name} {value}\n" for name, value in sorted(self.manifest.files.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the weights file."""
+        return (self.path / self.weights).stat().st_size
+
+    @property
+    def weights(self) -> str:
+        """Name of the weights file."""
+        return "model.onnx" if self.manifest.format == "onnx" else "model.safetensors"
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def open_variant(path: Path | str) -> Variant:
+    """Opens a folder and checks the hash of every file it names.
+
+    Args:
+        path: The folder, or a link to it.
+
+    Returns:
+        The variant; its `path` has links resolved.
+
+    Raises:
+        ArtifactError: The folder is missing, incomplete, altered, or written by another schema.
+    """
+    folder = Path(path).resolve()
+    manifest = _read_manifest(folder)
+    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()} - {MANIFEST}
+    if strangers := present - set(manifest.files):
+        raise ArtifactError(
+            f"{folder}: file not named in {MANIFEST}: {', '.join(sorted(strangers))}; rebuild the folder"
+        )
+    for name, expected in manifest.files.items():
+        _check_file(folder, name, expected)
+    return Variant(path=folder, manifest=manifest)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: no {MANIFEST}; not a folder that hasten made (import a checkpoint first)")
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except (msgspec.MsgspecError, OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    if manifest.schema != SCHEMA:
+        raise ArtifactError(f"{path}: schema is {manifest.schema!r}, this hasten reads {SCHEMA!r}")
+    return manifest
+
+
+def _check_file(folder: Path, name: str, expected: str) -> None:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder) or path.is_symlink():
+        raise ArtifactError(f"{folder}: {name!r} points outside the folder")
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: {name} is missing")
+    if file_sha256(path) != expected:
+        raise ArtifactError(f"{folder}: {name} is not the file that was written (sha256 differs); rebuild the folder")
+
+
+@contextmanager
+def building(out: Path) -> Iterator[Path]:
+    """A folder written aside, moved to `out` when the block ends without an error, removed otherwise.
+
+    Args:
+        out: Where the finished folder shall stand; replaced if it exists.
+
+    Yields:
+        The draft folder to write into.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.draft"
+    draft.mkdir()
+    try:
+        yield draft
+        _replace_folder(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _replace_folder(draft: Path, out: Path) -> None:
+    if out.exists():
+        old = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.old"
+        out.rename(old)
+        draft.rename(out)
+        shutil.rmtree(old)
+    else:
+        draft.rename(out)
+
+
+def sweep_drafts(folder: Path) -> None:
+    """Removes what an interrupted `building` left in a folder that nobody else is writing to."""
+    for pattern in (".*.draft", ".*.old"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
+
+
+def seal(draft: Path, manifest: Manifest) -> Manifest:
+    """Hashes every file in a draft folder and writes its `variant.json`.
+
+    Args:
+        draft: The folder, complete but for the manifest.
+        manifest: What to write; its `files` is replaced.
+
+    Returns:
+        The manifest as written.
+    """
+    files = {str(p.relative_to(draft)): file_sha256(p) for p in sorted(draft.rglob("*")) if p.is_file()}
+    files.pop(MANIFEST, None)
+    sealed = replace(manifest, files=files)
+    write_atomically(draft / MANIFEST, msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n")
+    return sealed
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file aside, flushes it to disk and renames it: a file that exists is whole."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
+    try:
+        with draft.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

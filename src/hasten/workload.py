@@ -1,0 +1,249 @@
+"""What is asked of a model: texts and labels, read from a file or a hub, checked against the model, split.
+
+Three splits with three uses: *train* for calibration and distillation, *valid* for choosing, *test* for the numbers that
+are reported, once. Texts that stand in two of them are removed from the training side (`without_overlap`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.errors import DataError, MissingExtraError
+
+SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
+TEXT_COLUMNS = ("text", "sentence", "content", "review", "query", "utterance", "inputs", "input")
+LABEL_COLUMNS = ("label", "labels", "intent", "class", "category", "topic", "sentiment", "target")
+SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Labelled texts of one split.
+
+    Attributes:
+        name: The split: `train`, `valid` or `test`.
+        source: Where they were read from.
+        texts: The texts; shape [rows].
+        labels: Label id of each text; shape [rows].
+    """
+
+    name: str
+    source: str
+    texts: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.texts)
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over texts and labels."""
+        hasher = hashlib.sha256()
+        for text, label in zip(self.texts, self.labels, strict=True):
+            hasher.update(f"{label}\t{len(text)}\t{text}\n".encode("utf-8", "surrogatepass"))
+        return hasher.hexdigest()
+
+    def take(self, rows: Sequence[int]) -> Workload:
+        """The rows at these indices."""
+        return replace(self, texts=tuple(self.texts[r] for r in rows), labels=tuple(self.labels[r] for r in rows))
+
+
+def read_workload(
+    source: str, *, name: str, labels: Sequence[str], text_column: str | None = None, label_column: str | None = None
+) -> Workload:
+    """Reads labelled texts.
+
+    Args:
+        source: A CSV, TSV, JSON-lines or Parquet file, or a data set of a hub or a local folder of files as
+            `ID[:CONFIG][@SPLIT]`; the split is `name`'s (`validation` for `valid`) unless given.
+        name: The split it is for: `train`, `valid` or `test`.
+        labels: The model's label names by id; rows may hold names or ids.
+        text_column: Column of the texts; guessed when one of the usual names or types is the only candidate.
+        label_column: Column of the labels; guessed likewise.
+
+    Returns:
+        The rows, in order.
+
+    Raises:
+        DataError: The source cannot be read, lacks a column, is empty, has an empty text or a label unknown to
+            the model, or all its rows have one label.
+        MissingExtraError: `datasets` is not installed.
+    """
+    table = _read_table(source, name)
+    if not len(table):
+        raise DataError(f"{source}: no rows")
+    text_column = _column(source, table, text_column, TEXT_COLUMNS, "--text-column")
+    label_column = _column(source, table, label_column, LABEL_COLUMNS, "--label-column")
+    texts = _texts(source, table, text_column)
+    ids = _label_ids(source, _label_values(table, label_column), label_column, labels)
+    if len(set(ids)) < 2:
+        raise DataError(
+            f"{source}: all {len(ids):,} rows have the label {labels[ids[0]]!r}; at least two classes are needed"
+        )
+    return Workload(name=name, source=source, texts=texts, labels=tuple(ids))
+
+
+def _read_table(source: str, name: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", "optimize") from error
+    datasets.disable_progress_bars()
+    path = Path(source)
+    kind = SUFFIXES.get(path.suffix.lower())
+    if kind and not path.is_file():
+        raise DataError(f"{source}: no such file")
+    if path.is_file() and kind is None:
+        raise DataError(f"{source}: not a kind of file hasten reads; it reads {', '.join(SUFFIXES)}")
+    if path.is_file() and path.stat().st_size == 0:
+        raise DataError(f"{source}: the file is empty")
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            return _read_file(datasets, path, kind, cache) if kind else _read_hub(datasets, source, name, cache)
+        except Exception as error:  # datasets, pandas and pyarrow raise many kinds
+            cause = error.__cause__ or error
+            raise DataError(
+                f"{source}: cannot be read: {str(cause).splitlines()[0] if str(cause) else cause!r}"
+            ) from error
+
+
+def _read_file(datasets: Any, path: Path, kind: str, cache: str) -> Any:
+    options: dict[str, Any] = {"data_files": str(path), "split": "train", "cache_dir": cache, "keep_in_memory": True}
+    if kind == "csv":
+        options |= {"keep_default_na": False, "encoding": "utf-8"}
+    if path.suffix.lower() == ".tsv":
+        options |= {"sep": "\t", "quoting": 3}
+    return datasets.load_dataset(kind, **options)
+
+
+def _read_hub(datasets: Any, source: str, name: str, cache: str) -> Any:
+    where, _, chosen = source.partition("@")
+    where, _, config = where.partition(":")
+    part = chosen or {"valid": "validation"}.get(name, name)
+    return datasets.load_dataset(where, config or None, split=part, cache_dir=cache, keep_in_memory=True)
+
+
+def _column(source: str, table: Any, chosen: str | None, usual: Sequence[str], option: str) -> str:
+    names: list[str] = table.column_names
+    if chosen is not None:
+        if chosen not in names:
+            raise DataError(f"{source}: no column {chosen!r}; it has {', '.join(map(repr, names))}")
+        return chosen
+    found = [column for column in names if column.lower() in usual]
+    if len(found) != 1:
+        what = "no column" if not found else f"{len(found)} columns"
+        raise DataError(f"{source}: {what} that {option} could mean; name one of {', '.join(map(repr, names))}")
+    return found[0]
+
+
+def _texts(source: str, table: Any, column: str) -> tuple[str, ...]:
+    values: list[Any] = table[column][:]
+    for row, value in enumerate(values, start=1):
+        if not isinstance(value, str):
+            raise DataError(f"{source}: row {row}: column {column!r} holds {value!r}, not a text; name --text-column")
+        if not value.strip():
+            raise DataError(f"{source}: row {row}: the text is empty; remove the row")
+    return tuple(values)
+
+
+def _label_values(table: Any, column: str) -> list[Any]:
+    feature = table.features[column]
+    values: list[Any] = table[column][:]
+    names: list[str] | None = getattr(feature, "names", None)
+    return [names[v] if isinstance(v, int) and 0 <= v < len(names) else v for v in values] if names else values
+
+
+def _label_ids(source: str, values: list[Any], column: str, labels: Sequence[str]) -> list[int]:
+    by_name = {label: i for i, label in enumerate(labels)}
+    folded = {label.casefold(): i for i, label in enumerate(labels)}
+    by_id = {str(i): i for i in range(len(labels))}
+    known = (by_id | folded | by_name) if len(folded) == len(labels) else (by_id | by_name)
+    keys = [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for v in values]
+    ids = [known.get(key, known.get(key.casefold())) for key in keys]
+    unknown = Counter(key for key, label in zip(keys, ids, strict=True) if label is None)
+    if unknown:
+        shown = ", ".join(f"{key!r} ({n:,} rows)" for key, n in unknown.most_common(SHOWN))
+        raise DataError(
+            f"{source}: column {column!r} has labels that the model does not know: {shown}; "
+            f"the model's labels are {', '.join(map(repr, labels[:20]))}{' …' if len(labels) > 20 else ''}"
+        )
+    return [label for label in ids if label is not None]
+
+
+def split(workload: Workload, *, share: float, seed: int) -> tuple[Workload, Workload]:
+    """Splits a validation part off the training data, stratified by label.
+
+    Args:
+        workload: The training data.
+        share: Share of the rows to split off, above 0 and below 1.
+        seed: Seed of the shuffle.
+
+    Returns:
+        The remaining training part and the validation part.
+
+    Raises:
+        DataError: A class has a single row, or the data are too few for the classes.
+    """
+    import datasets
+
+    counts = Counter(workload.labels)
+    if lonely := sorted(label for label, n in counts.items() if n < 2):
+        raise DataError(
+            f"{workload.source}: label id {lonely[0]} has one row; give --valid, or at least 2 rows a class"
+        )
+    names = [str(i) for i in range(max(counts) + 1)]
+    table = datasets.Dataset.from_dict({"row": list(range(len(workload))), "label": list(workload.labels)})
+    table = table.cast_column("label", datasets.ClassLabel(names=names))
+    try:
+        parts = table.train_test_split(test_size=share, stratify_by_column="label", seed=seed)
+    except ValueError as error:
+        raise DataError(f"{workload.source}: cannot split {len(workload):,} rows for validation: {error}") from error
+    rest, held = (workload.take(sorted(parts[part]["row"])) for part in ("train", "test"))
+    return rest, replace(held, name="valid")
+
+
+def without_overlap(train: Workload, *others: Workload) -> tuple[Workload, list[str]]:
+    """Removes from a split the texts that stand in others.
+
+    Args:
+        train: The split to clean.
+        *others: The splits that stay as they are.
+
+    Returns:
+        The cleaned split and the removed texts (each once, in order).
+    """
+    taken = {normalised(text) for other in others for text in other.texts}
+    keep = [row for row, text in enumerate(train.texts) if normalised(text) not in taken]
+    removed = dict.fromkeys(text for text in train.texts if normalised(text) in taken)
+    return train.take(keep), list(removed)
+
+
+def normalised(text: str) -> str:
+    """What makes two texts the same: letters and digits, without case and spacing."""
+    return " ".join(text.casefold().split())
+
+
+def length_sample(workload: Workload, size: int, *, seed: int) -> tuple[str, ...]:
+    """Texts drawn at random for timing, so that their lengths are distributed as the workload's.
+
+    Args:
+        workload: Where to draw from.
+        size: How many; the workload is gone through again, reshuffled, when it has fewer.
+        seed: Seed of the shuffle.
+
+    Returns:
+        The texts, in random order; shape [size].
+    """
+    generator = np.random.default_rng(seed)
+    passes = -(-size // len(workload))
+    rows = np.concatenate([generator.permutation(len(workload)) for _ in range(passes)])[:size]
+    return tuple(workload.texts[row] for row in rows)
