@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hasten.errors import ArtifactError, ParityError
 from hasten.tokenization import Encoding, TextEncoder, pad_token_id, padded
-from hasten.variant import Variant
+from hasten.variant import Manifest, Variant, seal
 
 Logits = NDArray[np.float32]
 GOLDEN = "golden.json"
@@ -111,7 +111,8 @@ class OnnxRuntime:
     def infer(self, encodings: Sequence[Encoding]) -> Logits:
         """Runs one padded batch; see `Runtime.infer`."""
         batch = padded(encodings, self._pad_id)
-        return self._session.run(["logits"], {name: batch[name] for name in self._inputs})[0]
+        outputs = self._session.run(["logits"], {name: batch[name] for name in self._inputs})
+        return np.asarray(outputs[0], dtype=np.float32)
 
     def end_profiling(self) -> Path:
         """Stops onnxruntime's profiler and returns the path of its trace."""
@@ -186,9 +187,22 @@ class Golden:
         return cls(texts=GOLDEN_TEXTS, logits=tuple(tuple(map(float, row)) for row in logits))
 
 
-def write_golden(draft: Path, runtime: Runtime) -> None:
-    """Records golden logits into a draft folder."""
+def finish(draft: Path, manifest: Manifest) -> Manifest:
+    """Records golden logits into a complete draft folder and seals it.
+
+    Args:
+        draft: The folder, with weights, configuration and tokenizer.
+        manifest: What to write into `variant.json`; its `files` is replaced.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        ParityError: The model answers NaN or infinity.
+    """
+    runtime = open_runtime(Variant(path=draft, manifest=manifest))
     (draft / GOLDEN).write_bytes(msgspec.json.encode(Golden.record(runtime)) + b"\n")
+    return seal(draft, manifest)
 
 
 def replay_golden(variant: Variant, *, threads: int = 1) -> float:

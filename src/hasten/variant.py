@@ -17,7 +17,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from hasten.errors import ArtifactError
 
 SCHEMA = "hasten.variant/1"
 MANIFEST = "variant.json"
+CONFIGURATION = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
 Task = Literal["single_label_classification", "multi_label_classification", "regression", "token_classification"]
 Format = Literal["torch", "onnx"]
@@ -200,7 +201,7 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
 
 
 @contextmanager
-def building(out: Path) -> Iterator[Path]:
+def building(out: Path) -> Generator[Path]:
     """A folder written aside, moved to `out` when the block ends without an error, removed otherwise.
 
     Args:
@@ -251,6 +252,13 @@ def seal(draft: Path, manifest: Manifest) -> Manifest:
     sealed = replace(manifest, files=files)
     write_atomically(draft / MANIFEST, msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n")
     return sealed
+
+
+def copy_configuration(source: Variant, draft: Path) -> None:
+    """Copies the configuration and the tokenizer, which every variant of a model shares."""
+    for name in CONFIGURATION:
+        if (source.path / name).is_file():
+            shutil.copyfile(source.path / name, draft / name)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -232,18 +232,17 @@ def normalised(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def length_sample(workload: Workload, size: int, *, seed: int) -> tuple[str, ...]:
-    """Texts drawn at random for timing, so that their lengths are distributed as the workload's.
+def random_rows(rows: int, size: int, *, seed: int) -> list[int]:
+    """Row indices in random order, so that lengths are distributed as the workload's.
 
     Args:
-        workload: Where to draw from.
-        size: How many; the workload is gone through again, reshuffled, when it has fewer.
+        rows: Number of rows to draw from, at least 1.
+        size: How many indices; the rows are gone through again, reshuffled, when there are fewer.
         seed: Seed of the shuffle.
 
     Returns:
-        The texts, in random order; shape [size].
+        Indices; shape [size].
     """
     generator = np.random.default_rng(seed)
-    passes = -(-size // len(workload))
-    rows = np.concatenate([generator.permutation(len(workload)) for _ in range(passes)])[:size]
-    return tuple(workload.texts[row] for row in rows)
+    passes = -(-size // rows)
+    return np.concatenate([generator.permutation(rows) for _ in range(passes)])[:size].tolist()

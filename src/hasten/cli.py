@@ -1,0 +1,305 @@
+"""The command line: flags become a dataclass, a dataclass becomes one call.
+
+The libraries that do the work are imported when a verb runs, so that `hasten --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hasten.budget import Budget, Gate
+from hasten.distillation import DistillOptions
+from hasten.errors import HastenError, UsageError
+from hasten.pipeline import BASELINE, Inputs, OptimizeOptions
+from hasten.profiling import ProfileOptions
+from hasten.quantization import QuantizeOptions
+from hasten.torch_training import TrainOptions
+
+if TYPE_CHECKING:
+    from hasten.report import Report
+    from hasten.variant import Variant
+    from hasten.workload import Workload
+
+MISSED = 3
+OPTIMIZE, PROFILE, QUANTIZE, DISTILL, TRAIN = (
+    OptimizeOptions(budget=Budget(speedup=1.0)), ProfileOptions(), QuantizeOptions(), DistillOptions(), TrainOptions(),
+)  # fmt: skip
+app = typer.Typer(
+    name="hasten",
+    help="Make a fine-tuned transformer classifier meet a latency budget on a CPU, and prove it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
+Folder = Annotated[Path, typer.Argument(help="A variant folder, such as OUT/chosen.")]
+TextColumn = Annotated[str | None, typer.Option(help="Column of the texts; guessed when unambiguous.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels, by name or id; guessed when unambiguous.")]
+Threads = Annotated[int | None, typer.Option(help="Threads for every variant; all cores at hand if not given.")]
+Samples = Annotated[int, typer.Option(help="Timed requests a variant, at least; 299 are needed to judge a p99.")]
+Seed = Annotated[int, typer.Option(help="Seed of splits, orders and training.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report's JSON to stdout.")]
+Epochs = Annotated[int, typer.Option(help="Passes over the training texts.")]
+LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]
+Name = Annotated[str | None, typer.Option(help="Name of the new variant; the folder's name if not given.")]
+
+
+@app.callback()
+def _root(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more to stderr.")] = False) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+@app.command()
+def optimize(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a fine-tuned sequence classifier.")],
+    train: Annotated[
+        str, typer.Option(help="Training data: CSV, TSV, JSON-lines, Parquet, or hub ID[:CONFIG][@SPLIT].")
+    ],
+    test: Annotated[str, typer.Option(help="Test data, used once, for the numbers that are reported.")],
+    out: Out,
+    valid: Annotated[
+        str | None, typer.Option(help="Validation data, for choosing; split from train if not given.")
+    ] = None,
+    p99_ms: Annotated[float | None, typer.Option(help="Highest p99 latency of a request, in milliseconds.")] = None,
+    speedup: Annotated[float | None, typer.Option(help="Lowest speed-up of the median latency.")] = None,
+    retain: Annotated[float, typer.Option(help="Share of the accuracy to keep.")] = OPTIMIZE.budget.retain,
+    gate: Annotated[
+        str, typer.Option(help="Judge by the one-sided 95 % 'bound' or by the 'point' estimate.")
+    ] = OPTIMIZE.budget.gate,
+    every_step: Annotated[
+        bool, typer.Option("--all", help="Run every step, even after the budget is met.")
+    ] = OPTIMIZE.every_step,
+    strict: Annotated[bool, typer.Option(help="Fail when a text stands in two splits.")] = OPTIMIZE.strict,
+    student: Annotated[str | None, typer.Option(help="Small checkpoint to start the student from.")] = None,
+    shapes: Annotated[
+        str | None, typer.Option(help="Student shapes to consider, such as 2x128,3x384.")
+    ] = OPTIMIZE.shapes,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    epochs: Epochs = TRAIN.epochs,
+    learning_rate: LearningRate = TRAIN.learning_rate,
+    samples: Samples = PROFILE.samples,
+    threads: Threads = PROFILE.threads,
+    seed: Seed = OPTIMIZE.seed,
+    json: Json = False,
+) -> None:
+    """Go the whole road, from a fine-tuned classifier to a proven, servable artifact.
+
+    Exit status: 0 the budget is met, 3 missed or undecided, 1 error, 2 usage.
+    """
+    from hasten import pipeline
+    from hasten.progress import Bars
+
+    budget = Budget(p99_ms=p99_ms, speedup=speedup, retain=retain, gate=_gate(gate))
+    train_options = replace(TRAIN, epochs=epochs, learning_rate=learning_rate)
+    options = replace(
+        OPTIMIZE, budget=budget, every_step=every_step, strict=strict, shapes=shapes, seed=seed,
+        profile=replace(PROFILE, samples=samples, threads=threads, seed=seed), distill=replace(DISTILL, train=train_options),
+    )  # fmt: skip
+    inputs = Inputs(
+        model=model, train=train, test=test, valid=valid, student=student, text_column=text_column,
+        label_column=label_column, command=shlex.join(["hasten", *sys.argv[1:]]),
+    )  # fmt: skip
+    with Bars() as bars:
+        result = pipeline.optimize(inputs, out, options, bars)
+    _finish(result, out, json)
+
+
+def _gate(text: str) -> Gate:
+    if text not in ("bound", "point"):
+        raise UsageError(f"--gate is 'bound' or 'point', not {text!r}")
+    return text
+
+
+def _finish(report: Report, out: Path, json: bool) -> None:
+    from hasten.report_render import render
+
+    if json:
+        sys.stdout.write(render(report, "json"))
+    else:
+        width = min(140, _terminal_width())
+        sys.stdout.write(render(report, "terminal", width=width, color=sys.stdout.isatty()))
+        sys.stdout.write(f"\nReport: {out / 'report.html'}\n")
+        if report.chosen is not None:
+            sys.stdout.write(f"Serve:  hasten serve {out / 'chosen'}\n")
+    raise typer.Exit(0 if report.verdict == "met" else MISSED)
+
+
+def _terminal_width() -> int:
+    import shutil
+
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+@app.command(name="import")
+def import_(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a fine-tuned sequence classifier.")], out: Out
+) -> None:
+    """Copy a Hugging Face classifier into a variant folder."""
+    from hasten.checkpoint import import_checkpoint
+
+    sys.stdout.write(f"{import_checkpoint(model, out).path}\n")
+
+
+@app.command()
+def profile(
+    folders: Annotated[list[str], typer.Argument(help="Variant folders or checkpoints; the first is the baseline.")],
+    data: Annotated[str, typer.Option(help="Labelled texts to measure on.")],
+    out: Out,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    samples: Samples = PROFILE.samples,
+    threads: Threads = PROFILE.threads,
+    seed: Seed = PROFILE.seed,
+) -> None:
+    """Measure variants in one interleaved run; write one JSON file each into OUT/measurements."""
+    from hasten import profiling
+    from hasten.measurement import save_measurement
+    from hasten.progress import Bars
+
+    options = replace(PROFILE, samples=samples, threads=threads, seed=seed)
+    with _variants(folders) as variants:
+        workload = _read(data, "test", variants[0], text_column, label_column)
+        with Bars() as bars:
+            bars.stage("measuring, interleaved")
+            measured = profiling.profile(variants, workload, options, scenario="test", progress=bars.advance)
+    for measurement in measured:
+        sys.stdout.write(f"{save_measurement(measurement, out / 'measurements')}\n")
+
+
+@app.command()
+def export(
+    folder: Annotated[str, typer.Argument(help="A torch variant or a checkpoint.")], out: Out, name: Name = None
+) -> None:
+    """Export to a fused ONNX graph, proven equal on padded batches."""
+    from hasten import onnx_export
+
+    with _variants([folder]) as (source,):
+        sys.stdout.write(f"{onnx_export.export(source, out, name=name or out.name).path}\n")
+
+
+@app.command()
+def quantize(
+    folder: Folder,
+    out: Out,
+    data: Annotated[str, typer.Option(help="Labelled texts on which the change of the answers is measured.")],
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    per_channel: Annotated[bool, typer.Option(help="One weight scale an output channel.")] = QUANTIZE.per_channel,
+    reduce_range: Annotated[bool, typer.Option(help="7-bit weights.")] = QUANTIZE.reduce_range,
+    embeddings: Annotated[bool, typer.Option(help="Embedding tables in INT8 too.")] = QUANTIZE.embeddings,
+    name: Name = None,
+) -> None:
+    """Quantize a fp32 ONNX variant to INT8."""
+    from hasten import quantization
+
+    options = QuantizeOptions(per_channel=per_channel, reduce_range=reduce_range, embeddings=embeddings)
+    with _variants([str(folder)]) as (source,):
+        texts = _read(data, "train", source, text_column, label_column).texts
+        made = quantization.quantize(source, out, options, name=name or out.name, texts=texts)
+    sys.stdout.write(f"{made.path}\n")
+
+
+@app.command()
+def distill(
+    teacher: Annotated[str, typer.Argument(help="A torch variant or a checkpoint.")],
+    train: Annotated[str, typer.Option(help="Labelled training texts.")],
+    shape: Annotated[str, typer.Option(help="The student's layers and width, such as 3x384.")],
+    out: Out,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    temperature: Annotated[float, typer.Option(help="Softens both distributions.")] = DISTILL.temperature,
+    soft_weight: Annotated[float, typer.Option(help="Weight of the teacher's term, 0 to 1.")] = DISTILL.soft_weight,
+    epochs: Epochs = TRAIN.epochs,
+    learning_rate: LearningRate = TRAIN.learning_rate,
+    threads: Threads = PROFILE.threads,
+    seed: Seed = TRAIN.seed,
+    name: Name = None,
+) -> None:
+    """Train a smaller student on a teacher's logits; continues where it was interrupted."""
+    from hasten import distillation, students
+    from hasten.progress import Bars
+
+    resolved = replace(PROFILE, threads=threads).resolved_threads
+    training = replace(TRAIN, epochs=epochs, learning_rate=learning_rate, seed=seed, threads=resolved)
+    options = DistillOptions(temperature=temperature, soft_weight=soft_weight, train=training)
+    work = out.parent / f".{out.name}.work"
+    with _variants([teacher]) as (source,), Bars() as bars:
+        bars.stage(f"distilling a student of {shape}")
+        data = _read(train, "train", source, text_column, label_column)
+        (wanted,) = students.parse_shapes(shape, students.shape_of(source))
+        start = students.init_student(source, wanted, work / "start", name="start", seed=seed)
+        made = distillation.distill(
+            start, out, options, name=name or out.name, data=data, teacher=source, work=work, progress=bars.advance
+        )
+    sys.stdout.write(f"{made.path}\n")
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    json: Json = False,
+) -> None:
+    """Make the report of a run again from its measurements."""
+    from hasten.pipeline import report_again
+
+    _finish(report_again(out), out, json)
+
+
+@app.command()
+def verify(folder: Folder) -> None:
+    """Check every hash of a variant folder and replay the logits recorded when it was made."""
+    from hasten.runtime import replay_golden
+    from hasten.variant import open_variant
+
+    variant = open_variant(folder)
+    difference = replay_golden(variant)
+    sys.stdout.write(f"{variant.name}: {len(variant.manifest.files)} files as written, digest {variant.digest[:16]}, "
+                     f"golden logits replayed to within {difference:.2g}\n")  # fmt: skip
+
+
+def _read(data: str, name: str, variant: Variant, text_column: str | None, label_column: str | None) -> Workload:
+    from hasten.workload import read_workload
+
+    return read_workload(data, name=name, labels=variant.labels, text_column=text_column, label_column=label_column)
+
+
+@contextmanager
+def _variants(sources: list[str]) -> Generator[list[Variant]]:
+    """Opens variant folders; a checkpoint that is none yet is imported into a folder that goes away again."""
+    from hasten.checkpoint import import_checkpoint
+    from hasten.variant import MANIFEST, open_variant
+
+    with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
+        yield [
+            open_variant(source) if (Path(source) / MANIFEST).is_file()
+            else import_checkpoint(source, Path(folder) / str(number), name=BASELINE)
+            for number, source in enumerate(sources)
+        ]  # fmt: skip
+
+
+def main() -> None:
+    """Runs the command line; errors that hasten foresees become one line on stderr and their exit status."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except HastenError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_status)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,415 @@
+"""The road, in order: import, export, quantize, distil; as far as the budget needs and no farther.
+
+After each step the new variants are measured against the baseline on the validation split and judged. The first that
+meets the budget ends the road; the test data are then used once, for the numbers of the report. Every result is kept
+under a key of its inputs, so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from hasten.budget import Assessment, Budget, judge
+from hasten.checkpoint import import_checkpoint
+from hasten.distillation import DistillOptions, distill
+from hasten.errors import DataError, MeasurementError, UsageError
+from hasten.measurement import Measurement, load_measurement
+from hasten.onnx_export import ExportOptions, export
+from hasten.profiling import ProfileOptions, profile, run_key
+from hasten.quantization import QuantizeOptions, quantize
+from hasten.report import Report, RunInfo, ShapeRow, compare
+from hasten.report_render import save_report
+from hasten.student_search import Search, latency_table
+from hasten.students import Shape, candidate_shapes, init_student, parse_shapes, shape_of, student_shape
+from hasten.variant import Variant, file_sha256
+from hasten.workload import Workload, random_rows, read_workload, split, without_overlap
+from hasten.workshop import Workshop, make_key
+
+log = logging.getLogger(__name__)
+BASELINE = "torch-fp32"
+PARITY_TEXTS = 64
+QUANTIZE_TEXTS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What the user has.
+
+    Attributes:
+        model: Folder or hub id of a fine-tuned classifier.
+        train: Labelled training data, see `read_workload`.
+        test: Labelled test data.
+        valid: Labelled validation data; None splits some off the training data.
+        text_column: Column of the texts; None guesses.
+        label_column: Column of the labels; None guesses.
+        student: Folder or hub id of a small checkpoint to start the student from; None starts from the teacher.
+        command: The command line to redo the run.
+    """
+
+    model: str
+    train: str
+    test: str
+    valid: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    student: str | None = None
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizeOptions:
+    """How to go down the road.
+
+    Attributes:
+        budget: What must be met.
+        every_step: Go through all steps even when an early one meets the budget.
+        strict: Treat a text that stands in two splits as an error instead of removing it from the training side.
+        valid_share: Share of the training data to validate on, where no validation data are given.
+        valid_rows: Most rows to validate on; above 0.
+        shapes: Student shapes to consider, such as `2x128,3x384`; None takes a catalogue.
+        seed: Seed of splits, orders and training.
+        export: How to export.
+        quantize: How to quantize.
+        distill: How to distil.
+        profile: How to measure.
+    """
+
+    budget: Budget
+    every_step: bool = False
+    strict: bool = False
+    valid_share: float = 0.2
+    valid_rows: int = 1000
+    shapes: str | None = None
+    seed: int = 0
+    export: ExportOptions = field(default_factory=ExportOptions)
+    quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
+    distill: DistillOptions = field(default_factory=DistillOptions)
+    profile: ProfileOptions = field(default_factory=ProfileOptions)
+
+
+class Observer(Protocol):
+    """Is told how far a run has come."""
+
+    def stage(self, name: str) -> None:
+        """A new stage begins."""
+        ...
+
+    def advance(self, done: int, total: int) -> None:
+        """The current stage has come so far."""
+        ...
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def stage(self, name: str) -> None:
+        """Ignores it."""
+
+    def advance(self, done: int, total: int) -> None:
+        """Ignores it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """The three splits, cleaned.
+
+    Attributes:
+        train: For calibration and distillation.
+        valid: For choosing.
+        test: For the numbers that are reported.
+        removed: Texts removed from a training side because they stand in another split.
+    """
+
+    train: Workload
+    valid: Workload
+    test: Workload
+    removed: tuple[str, ...]
+
+
+def optimize(inputs: Inputs, out: Path, options: OptimizeOptions, observer: Observer | None = None) -> Report:
+    """Turns a fine-tuned classifier into the cheapest variant that meets a budget, with the evidence.
+
+    Args:
+        inputs: Model and data.
+        out: The folder of the run; one that was interrupted is continued.
+        options: The budget and how to go about it.
+        observer: Is told how far the run has come.
+
+    Returns:
+        The report, as saved into `out`; its `verdict` is the chosen variant's on the test data.
+
+    Raises:
+        HastenError: Anything in `hasten.errors`: bad input, a step that is not faithful, a folder that is not writable.
+    """
+    workshop = Workshop(out)
+    with workshop.held():
+        return _Road(inputs, options, workshop, observer or Silent()).run()
+
+
+class _Road:
+    """One run, step by step."""
+
+    def __init__(self, inputs: Inputs, options: OptimizeOptions, workshop: Workshop, observer: Observer) -> None:
+        self.inputs, self.options, self.shop, self.observer = inputs, options, workshop, observer
+        self.candidates: list[Variant] = []
+        self.assessments: dict[str, Assessment] = {}
+        self.shapes: list[ShapeRow] = []
+
+    def run(self) -> Report:
+        """The whole road."""
+        self.observer.stage("importing the model and reading the data")
+        self.baseline = self._step(BASELINE, ["import", *_source_key(self.inputs.model)], self._import)
+        self.data = read_data(self.inputs, self.options, self.baseline.labels)
+        self._write_run()
+        for stage, build in (
+            ("baseline", lambda: [self.baseline]),
+            ("export", self._export),
+            ("quantize", self._quantize),
+            ("distill", self._students),
+        ):
+            self._judge(stage, build())
+            if self._is_enough() and not self.options.every_step:
+                break
+        return self._report(self._choose())
+
+    def _step(self, name: str, key: list[Any], build: Callable[[Path], Variant]) -> Variant:
+        return self.shop.variant(name, make_key(name, *key), build)
+
+    def _import(self, out: Path) -> Variant:
+        return import_checkpoint(self.inputs.model, out, name=BASELINE)
+
+    def _export(self) -> list[Variant]:
+        self.observer.stage("exporting to ONNX and proving parity")
+        return [self._exported(self.baseline, "onnx-fp32")]
+
+    def _exported(self, source: Variant, name: str) -> Variant:
+        texts = self._some_texts(PARITY_TEXTS)
+        options = self.options.export
+        return self._step(
+            name, [source.digest, options, texts], lambda out: export(source, out, options, name=name, texts=texts)
+        )
+
+    def _quantize(self) -> list[Variant]:
+        self.observer.stage("quantizing to INT8")
+        return [self._quantized(self.candidates[-1], "onnx-int8")]
+
+    def _quantized(self, source: Variant, name: str) -> Variant:
+        texts = self._some_texts(QUANTIZE_TEXTS)
+        options = self.options.quantize
+        return self._step(
+            name, [source.digest, options, texts], lambda out: quantize(source, out, options, name=name, texts=texts)
+        )
+
+    def _some_texts(self, size: int) -> list[str]:
+        """Training texts, the same at every call."""
+        train = self.data.train
+        rows = random_rows(len(train), min(size, len(train)), seed=self.options.seed)
+        return [train.texts[row] for row in rows]
+
+    def _students(self) -> list[Variant]:
+        start, shape = self._student_start()
+        graph = next(variant for variant in self.candidates if variant.name == "onnx-fp32")
+        made: list[Variant] = []
+        for suffix, teacher in (("", graph), ("-undistilled", None)):
+            name = f"student-{shape}{suffix}"
+            self.observer.stage(f"distilling {name}" if teacher else f"training {name}, without the teacher")
+            trained = self._trained(start, f"{name}-torch", teacher)
+            self.observer.stage(f"exporting and quantizing {name}")
+            exported = self._exported(trained, f"{name}-fp32")
+            quantized = self._quantized(exported, f"{name}-int8")
+            made += [exported, quantized] if teacher else [quantized]
+        return made
+
+    def _student_start(self) -> tuple[Variant, Shape]:
+        if self.inputs.student is not None:
+            source = self.inputs.student
+            labels = self.baseline.labels
+            start = self._step(
+                "student-start", ["import", *_source_key(source), labels, self.options.seed],
+                lambda out: import_checkpoint(source, out, name="student-start", new_labels=labels, seed=self.options.seed),
+            )  # fmt: skip
+            return start, shape_of(start)
+        self.observer.stage("measuring student shapes before training")
+        teacher = shape_of(self.baseline)
+        text = self.options.shapes
+        shapes = candidate_shapes(teacher) if text is None else parse_shapes(text, teacher)
+        search = Search(
+            teacher=self.baseline, workload=self.data.valid, budget=self.options.budget, options=self.options.profile
+        )
+        self.shapes = latency_table(search, shapes, self.shop)
+        best = next(row for row in self.shapes if row.chosen)
+        shape = student_shape(teacher, best.layers, best.hidden)
+        name = f"student-{shape}-start"
+        start = self._step(
+            name, [self.baseline.digest, shape, self.options.seed],
+            lambda out: init_student(self.baseline, shape, out, name=name, seed=self.options.seed),
+        )  # fmt: skip
+        return start, shape
+
+    def _trained(self, start: Variant, name: str, teacher: Variant | None) -> Variant:
+        train = replace(
+            self.options.distill.train, seed=self.options.seed, threads=self.options.profile.resolved_threads
+        )
+        options = replace(self.options.distill, train=train)
+        key = [start.digest, teacher.digest if teacher else None, self.data.train.digest, options]
+        return self._step(
+            name, key,
+            lambda out: distill(start, out, options, name=name, data=self.data.train, teacher=teacher,
+                                work=self.shop.work, progress=self.observer.advance),
+        )  # fmt: skip
+
+    def _measure(self, variants: Sequence[Variant], workload: Workload, scenario: str) -> list[Measurement]:
+        names = [variant.name for variant in variants]
+        self.observer.stage(f"measuring {', '.join(names)} on {len(workload):,} {workload.name} rows, interleaved")
+        options = self.options.profile
+        key = run_key(variants, workload, options, scenario)
+        return self.shop.measured(
+            names, scenario, key,
+            lambda: profile(variants, workload, options, scenario=scenario, progress=self.observer.advance),
+        )  # fmt: skip
+
+    def _judge(self, stage: str, variants: list[Variant]) -> None:
+        """Measures new candidates against the baseline on the validation split and judges them."""
+        self.candidates += variants
+        together = variants if stage == "baseline" else [self.baseline, *variants]
+        measured = {m.variant: m for m in self._measure(together, self.data.valid, f"valid-{stage}")}
+        for variant in variants:
+            self.assessments[variant.name] = judge(self.options.budget, measured[variant.name], measured[BASELINE])
+            log.info("%s: %s", variant.name, "; ".join(self.assessments[variant.name].reasons))
+
+    def _is_enough(self) -> bool:
+        """Whether a later step could not help: the budget is met, or only more rows could decide the retention."""
+        return any(a.verdict == "met" or (a.passes and a.latency_met) for a in self.assessments.values())
+
+    def _choose(self) -> str | None:
+        """The cheapest variant that is met on the validation split, else the cheapest that passes by the estimate."""
+        names = list(self.assessments)
+        met = [name for name in names if self.assessments[name].verdict == "met"]
+        passing = [name for name in names if self.assessments[name].passes]
+        return next(iter(met + passing), None)
+
+    def _report(self, chosen: str | None) -> Report:
+        measurements = self._measure(self.candidates, self.data.test, "test")
+        run = RunInfo(
+            budget=self.options.budget, baseline=BASELINE, chosen=chosen, command=self.inputs.command,
+            model=self.inputs.model, rows=_rows(self.data), removed=self.data.removed, notes=self._notes(chosen),
+            shapes=tuple(self.shapes), steps={v.name: v.manifest.step.facts for v in self.candidates},
+        )  # fmt: skip
+        self.shop.write_json(self.shop.out / "run-info.json", run)
+        report = compare(measurements, run)
+        save_report(report, self.shop.out)
+        self.shop.choose(chosen)
+        return report
+
+    def _notes(self, chosen: str | None) -> tuple[str, ...]:
+        if chosen is None:
+            return ("No variant met the budget on the validation split, not even by its estimate; none is chosen.",)
+        assessment = self.assessments[chosen]
+        how = "met the budget" if assessment.verdict == "met" else "passed by its estimate (provisionally chosen)"
+        return (f"On the validation split {chosen} {how}: {'; '.join(assessment.reasons)}.",)
+
+    def _write_run(self) -> None:
+        digests = {name: getattr(self.data, name).digest for name in ("train", "valid", "test")}
+        run = {
+            "inputs": asdict(self.inputs),
+            "options": asdict(self.options),
+            "data": digests,
+            "rows": _rows(self.data),
+        }
+        self.shop.write_json(self.shop.out / "run.json", run | {"model": self.baseline.digest})
+
+
+def read_data(inputs: Inputs, options: OptimizeOptions, labels: Sequence[str]) -> Data:
+    """Reads, cleans and splits the data.
+
+    Args:
+        inputs: Where they are.
+        options: Share and seed of the validation split; `strict`.
+        labels: The model's label names by id.
+
+    Returns:
+        The three splits; no text of the validation or test data stands in the training data, and none of the test data
+        in the validation data.
+
+    Raises:
+        DataError: Data cannot be read or leave nothing to train on, or texts overlap and `strict` is set.
+        UsageError: The validation share or size is out of range.
+    """
+    if not 0 < options.valid_share < 1 or options.valid_rows < 2:
+        raise UsageError(
+            f"validation needs a share between 0 and 1 and 2 rows, not {options.valid_share}, {options.valid_rows}"
+        )
+
+    def read(source: str, name: str) -> Workload:
+        return read_workload(
+            source, name=name, labels=labels, text_column=inputs.text_column, label_column=inputs.label_column
+        )
+
+    test, train = read(inputs.test, "test"), read(inputs.train, "train")
+    if inputs.valid is not None:
+        valid, from_valid = without_overlap(read(inputs.valid, "valid"), test)
+    else:
+        train, from_train = without_overlap(train, test)
+        _check_left(train, inputs.train)
+        share = min(options.valid_share, options.valid_rows / len(train))
+        train, valid = split(train, share=share, seed=options.seed)
+        from_valid = from_train
+    valid = valid.take(range(min(len(valid), options.valid_rows)))
+    train, from_train = without_overlap(train, valid, test)
+    removed = tuple(dict.fromkeys([*from_valid, *from_train]))
+    if removed and options.strict:
+        raise DataError(
+            f"{len(removed):,} texts stand in two splits, such as {removed[0][:80]!r}; --strict forbids that"
+        )
+    _check_left(train, inputs.train)
+    _check_left(valid, inputs.valid or inputs.train)
+    return Data(train=train, valid=valid, test=test, removed=removed)
+
+
+def _check_left(workload: Workload, source: str) -> None:
+    if not len(workload):
+        raise DataError(f"{source}: no rows are left once those that stand in the other splits are removed")
+
+
+def _rows(data: Data) -> dict[str, int]:
+    return {name: len(getattr(data, name)) for name in ("train", "valid", "test")}
+
+
+def _source_key(source: str) -> list[str]:
+    """Identity of a checkpoint: its files' hashes, or the hub id."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return [source]
+    kinds = (".json", ".safetensors", ".txt", ".model")
+    files = sorted(p for p in folder.iterdir() if p.suffix in kinds and p.name != "variant.json")
+    return [hashlib.sha256("".join(f"{p.name} {file_sha256(p)}\n" for p in files).encode()).hexdigest()]
+
+
+def report_again(out: Path) -> Report:
+    """Makes a run's report from what it measured.
+
+    Args:
+        out: The folder of a finished run.
+
+    Returns:
+        The report, saved again.
+
+    Raises:
+        MeasurementError: The folder has no finished run, or its measurements are damaged.
+    """
+    path = out / "run-info.json"
+    try:
+        run = msgspec.json.decode(path.read_bytes(), type=RunInfo)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise MeasurementError(f"{path}: no finished run to report on: {error}") from error
+    names = list(run.steps)
+    report = compare([load_measurement(out / "measurements" / f"{name}.test.json") for name in names], run)
+    save_report(report, out)
+    return report

@@ -1,0 +1,97 @@
+"""Which student? Its shape is chosen from latencies measured on this machine before anything is trained.
+
+Every candidate shape is built with random weights, exported and quantized as it would be served, and timed against the
+baseline in one interleaved run on texts of the user's own length distribution.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hasten.budget import Budget
+from hasten.errors import HastenError
+from hasten.measurement import Latency
+from hasten.onnx_export import export
+from hasten.profiling import ProfileOptions, time_only
+from hasten.quantization import quantize
+from hasten.report import ShapeRow
+from hasten.students import Shape, init_student, largest_fitting
+from hasten.variant import Variant
+from hasten.workload import Workload, random_rows
+from hasten.workshop import Workshop, make_key
+
+HEADROOM_RATIO = 1.15
+SHAPE_SAMPLES = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """What a search for a shape depends on.
+
+    Attributes:
+        teacher: The torch variant that students start from.
+        workload: The texts to time on.
+        budget: What must be met.
+        options: How to measure.
+    """
+
+    teacher: Variant
+    workload: Workload
+    budget: Budget
+    options: ProfileOptions
+
+
+def latency_table(search: Search, shapes: Sequence[Shape], workshop: Workshop) -> list[ShapeRow]:
+    """Measures shapes before training and marks the one to train.
+
+    Args:
+        search: Teacher, texts, budget and measuring options.
+        shapes: The candidates.
+        workshop: Where to build them; the table is kept there.
+
+    Returns:
+        A row a shape, smallest first. The chosen one is the largest that fits the latency budget with headroom, or
+        the smallest of all if none does.
+
+    Raises:
+        HastenError: There are no shapes.
+    """
+    if not shapes:
+        raise HastenError(
+            "the model is too small for a student: no shape is smaller; the budget needs a faster machine"
+        )
+    key = make_key("shapes", search.teacher.digest, search.workload.digest, search.budget, search.options, list(shapes))
+    return workshop.cached("shapes", key, list[ShapeRow], lambda: _measure(search, shapes, workshop))
+
+
+def _measure(search: Search, shapes: Sequence[Shape], workshop: Workshop) -> list[ShapeRow]:
+    untrained = [_untrained(search.teacher, shape, workshop) for shape in shapes]
+    rows = random_rows(len(search.workload), SHAPE_SAMPLES, seed=search.options.seed)
+    texts = [search.workload.texts[row] for row in rows]
+    baseline, *latencies = time_only([search.teacher, *untrained], texts, replace(search.options, samples=len(texts)))
+    table = [_row(search.budget, s, v, x, baseline) for s, v, x in zip(shapes, untrained, latencies, strict=True)]
+    shutil.rmtree(workshop.work / "shapes")
+    best = largest_fitting([(shape, row.fits) for shape, row in zip(shapes, table, strict=True)]) or shapes[0]
+    return [replace(row, chosen=row.name == str(best)) for row in table]
+
+
+def _untrained(teacher: Variant, shape: Shape, workshop: Workshop) -> Variant:
+    """A student with random weights, as it would be served."""
+    place = workshop.work / "shapes"
+    random = init_student(teacher, shape, place / f"{shape}-torch", name=f"{shape}-torch", start="random")
+    graph = export(random, place / f"{shape}-fp32", name=f"{shape}-fp32")
+    return quantize(graph, place / f"{shape}-int8", name=f"{shape}-int8", texts=["ok"])
+
+
+def _row(budget: Budget, shape: Shape, variant: Variant, latency: Latency, baseline: Latency) -> ShapeRow:
+    p50_ms, p99_ms = latency.percentile(50).value, latency.percentile(99).value
+    speedup = baseline.percentile(50).value / p50_ms
+    fits = (budget.p99_ms is None or p99_ms * HEADROOM_RATIO <= budget.p99_ms) and (
+        budget.speedup is None or speedup >= budget.speedup * HEADROOM_RATIO
+    )
+    return ShapeRow(
+        name=str(shape), layers=shape.layers, hidden=shape.hidden, parameters=variant.manifest.parameters.total,
+        p50_ms=p50_ms, p99_ms=p99_ms, speedup=speedup, fits=fits, chosen=False,
+    )  # fmt: skip

@@ -1,0 +1,276 @@
+"""Students: smaller models of the teacher's own architecture, their shapes and their first weights.
+
+A student keeps the teacher's tokenizer, head size and kind of layers; it has fewer layers, narrower ones, or both. Its
+weights start from the teacher's: evenly spaced layers, the attention heads and feed-forward neurons with the largest
+norms, and the residual stream projected onto the principal directions of the token embeddings, by one map for the
+whole model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hasten.errors import ArtifactError, UsageError
+from hasten.measurement import library_versions
+from hasten.runtime import finish
+from hasten.torch_runtime import count_parameters, load_torch_model
+from hasten.variant import StepRecord, Variant, building, copy_configuration
+
+CATALOGUE = (
+    (1, 128),
+    (2, 128),
+    (2, 192),
+    (3, 192),
+    (2, 256),
+    (3, 256),
+    (2, 384),
+    (3, 384),
+    (4, 384),
+    (6, 384),
+    (6, 768),
+)
+LAYER = re.compile(r"^(.*\.layers?\.)(\d+)(\..*)$")
+HEADS_OUT = re.compile(
+    r"(query|key|value|query_proj|key_proj|value_proj|q_lin|k_lin|v_lin|attn\.[qkv])\.(weight|bias)$"
+)
+HEADS_IN = re.compile(r"(attention\.output\.dense|out_lin|attn\.o)\.weight$")
+VALUES = re.compile(r"(value|value_proj|v_lin|attn\.v)\.weight$")
+VERSIONED = ("torch", "transformers")
+Start = Literal["teacher", "random"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Size of an encoder.
+
+    Attributes:
+        layers: Number of transformer layers, at least 1.
+        hidden: Width of the residual stream; a multiple of the head size.
+        heads: Attention heads.
+        intermediate: Neurons of each feed-forward block.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+
+    def __str__(self) -> str:
+        """Layers x hidden, such as `3x384`."""
+        return f"{self.layers}x{self.hidden}"
+
+    @property
+    def encoder_weights(self) -> int:
+        """Approximate number of weights in the layers, which is what a request pays for."""
+        return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
+
+
+def teacher_shape(config: Any) -> Shape:
+    """The shape of a transformers configuration."""
+    return Shape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        intermediate=getattr(config, _intermediate(config)),
+    )
+
+
+def shape_of(variant: Variant) -> Shape:
+    """The shape of a variant, from its `config.json`."""
+    from transformers import AutoConfig
+
+    return teacher_shape(AutoConfig.from_pretrained(variant.path, local_files_only=True, trust_remote_code=False))
+
+
+def _intermediate(config: Any) -> str:
+    return "intermediate_size" if hasattr(config, "intermediate_size") else "hidden_dim"
+
+
+def student_shape(teacher: Shape, layers: int, hidden: int) -> Shape:
+    """A shape with the teacher's head size and feed-forward ratio.
+
+    Raises:
+        UsageError: It is not smaller than the teacher, or the width is no multiple of the head size.
+    """
+    head_size = teacher.hidden // teacher.heads
+    if not (1 <= layers <= teacher.layers and 1 <= hidden <= teacher.hidden):
+        raise UsageError(f"a student of {layers}x{hidden} does not fit into its teacher of {teacher}")
+    if hidden % head_size:
+        raise UsageError(f"a student's width must be a multiple of the teacher's head size {head_size}, not {hidden}")
+    ratio = teacher.intermediate / teacher.hidden
+    return Shape(layers=layers, hidden=hidden, heads=hidden // head_size, intermediate=round(hidden * ratio))
+
+
+def parse_shapes(text: str, teacher: Shape) -> list[Shape]:
+    """Shapes from a list such as `2x128,3x384`.
+
+    Raises:
+        UsageError: A part is not of the form LAYERSxHIDDEN, or does not fit the teacher.
+    """
+    parts = [re.fullmatch(r"(\d+)x(\d+)", part.strip()) for part in text.split(",")]
+    if not all(parts):
+        raise UsageError(f"student shapes are written as LAYERSxHIDDEN, such as 2x128,3x384, not {text!r}")
+    return sorted((student_shape(teacher, int(p[1]), int(p[2])) for p in parts if p), key=lambda s: s.encoder_weights)
+
+
+def candidate_shapes(teacher: Shape) -> list[Shape]:
+    """Shapes worth measuring, from the smallest to the largest: those of the catalogue that the teacher can start,
+    or, for an unusual teacher, halves and quarters of it.
+    """
+    head_size = teacher.hidden // teacher.heads
+    halves = [(max(1, teacher.layers // part), teacher.hidden // part) for part in (4, 2)]
+    fitting = [pair for pair in CATALOGUE if pair[0] <= teacher.layers and pair[1] <= teacher.hidden] or halves
+    shapes = [student_shape(teacher, *pair) for pair in fitting if pair[1] % head_size == 0]
+    smaller = [shape for shape in shapes if shape.encoder_weights < teacher.encoder_weights]
+    return sorted(smaller, key=lambda shape: shape.encoder_weights)
+
+
+def init_student(
+    teacher: Variant, shape: Shape, out: Path, *, name: str, start: Start = "teacher", seed: int = 0
+) -> Variant:
+    """Makes an untrained student of a shape.
+
+    Args:
+        teacher: A torch variant.
+        shape: The student's shape.
+        out: The folder to make.
+        name: The new variant's name.
+        start: Whether the first weights come from the teacher or are random.
+        seed: Seed of the weights that are drawn.
+
+    Returns:
+        The student as a torch variant.
+
+    Raises:
+        ArtifactError: The teacher is no torch variant, or its weights do not map onto the shape.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    if teacher.manifest.format != "torch":
+        raise ArtifactError(
+            f"{teacher.path}: format is {teacher.manifest.format}; a student starts from a torch variant"
+        )
+    parent = load_torch_model(teacher)
+    torch.manual_seed(seed)
+    student = AutoModelForSequenceClassification.from_config(student_config(parent.config, shape)).eval()
+    if start == "teacher":
+        _inherit(parent, student, teacher_shape(parent.config), shape)
+    with building(out) as draft:
+        copy_configuration(teacher, draft)
+        student.save_pretrained(draft)
+        step = StepRecord(
+            name="init", parent=teacher.digest, options={"shape": asdict(shape), "start": start, "seed": seed},
+            versions=library_versions(VERSIONED),
+        )  # fmt: skip
+        manifest = replace(teacher.manifest, name=name, parameters=count_parameters(student), step=step)
+        sealed = finish(draft, manifest)
+    return Variant(path=out.resolve(), manifest=sealed)
+
+
+def student_config(config: Any, shape: Shape) -> Any:
+    """A copy of a transformers configuration with another shape."""
+    changed = config.__class__.from_dict(config.to_dict())
+    if getattr(config, "embedding_size", None) == config.hidden_size:
+        changed.embedding_size = shape.hidden
+    changed.num_hidden_layers = shape.layers
+    changed.hidden_size = shape.hidden
+    changed.num_attention_heads = shape.heads
+    setattr(changed, _intermediate(config), shape.intermediate)
+    if getattr(config, "pooler_hidden_size", None) == config.hidden_size:
+        changed.pooler_hidden_size = shape.hidden
+    return changed
+
+
+def spaced_layers(teacher: int, student: int) -> list[int]:
+    """Which of the teacher's layers (from 0) a student starts from: evenly spaced, the last one included."""
+    return [round((i + 1) * teacher / student) - 1 for i in range(student)]
+
+
+def _inherit(parent: Any, student: Any, old: Shape, new: Shape) -> None:
+    """Copies, selects or projects every weight of the student from its counterpart in the teacher."""
+    weights = parent.state_dict()
+    layers = spaced_layers(old.layers, new.layers)
+    maps = _Maps(weights, parent.get_input_embeddings().weight.detach(), old, new)
+    inherited: dict[str, Any] = {}
+    for name, own in student.state_dict().items():
+        source = LAYER.sub(lambda m: f"{m[1]}{layers[int(m[2])]}{m[3]}", name)
+        inherited[name] = maps.fit(source, weights[source], own)
+    student.load_state_dict(inherited)
+
+
+class _Maps:
+    """How each axis of a teacher's weight becomes an axis of the student's."""
+
+    def __init__(self, weights: dict[str, Any], embeddings: Any, old: Shape, new: Shape) -> None:
+        import torch
+
+        self._weights, self._old, self._new = weights, old, new
+        self._torch = torch
+        self._head_rows = self._select_heads()
+        self._project = None
+        if embeddings.shape[1] == old.hidden != new.hidden:
+            _, _, directions = torch.linalg.svd(embeddings.float(), full_matrices=False)
+            self._project = directions[: new.hidden].T.contiguous()
+
+    def fit(self, name: str, weight: Any, own: Any) -> Any:
+        """The teacher's weight in the student's shape; normalisation of a narrower stream starts anew."""
+        if weight.shape == own.shape:
+            return weight.clone()
+        if weight.dim() == 1 and "norm" in name.lower():
+            return own.clone()
+        for axis in range(weight.dim()):
+            if weight.shape[axis] != own.shape[axis]:
+                weight = self._axis(name, weight, axis, own.shape[axis])
+        return weight.contiguous()
+
+    def _axis(self, name: str, weight: Any, axis: int, size: int) -> Any:
+        old = weight.shape[axis]
+        if old == self._old.heads and size == self._new.heads:
+            return weight.index_select(axis, self._heads)
+        if (axis == 0 and HEADS_OUT.search(name)) or (axis == 1 and HEADS_IN.search(name)):
+            return weight.index_select(axis, self._head_rows)
+        if old == self._old.intermediate and size == self._new.intermediate:
+            return weight.index_select(axis, self._neurons(name))
+        if old == self._old.hidden and size == self._new.hidden:
+            return self._projected(weight, axis)
+        raise ArtifactError(
+            f"no map from {name} of axis {axis} ({old}) to {size}; hasten cannot narrow this architecture"
+        )
+
+    def _projected(self, weight: Any, axis: int) -> Any:
+        if self._project is None:  # embeddings narrower than the stream say nothing of its directions
+            return weight.narrow(axis, 0, self._new.hidden)
+        return self._torch.tensordot(weight, self._project, dims=([axis], [0])).movedim(-1, axis)
+
+    def _select_heads(self) -> Any:
+        """Rows of the heads with the largest product of norms of value and output weights, summed over the layers."""
+        old, size = self._old, self._old.hidden // self._old.heads
+        score = self._torch.zeros(old.heads)
+        for name, weight in self._weights.items():
+            if VALUES.search(name):
+                score += weight.reshape(old.heads, size, -1).norm(dim=(1, 2))
+            elif HEADS_IN.search(name):
+                score += weight.reshape(-1, old.heads, size).norm(dim=(0, 2))
+        self._heads = score.argsort(descending=True, stable=True)[: self._new.heads].sort().values
+        return (self._heads[:, None] * size + self._torch.arange(size)).reshape(-1)
+
+    def _neurons(self, name: str) -> Any:
+        """The feed-forward neurons of the weight's own layer with the largest product of norms."""
+        match = LAYER.match(name)
+        prefix = f"{match[1]}{match[2]}." if match else ""
+        score = self._torch.ones(self._old.intermediate)
+        for other, weight in self._weights.items():
+            if other.startswith(prefix) and weight.dim() == 2 and self._old.intermediate in weight.shape:
+                score *= weight.norm(dim=1 - list(weight.shape).index(self._old.intermediate))
+        return score.argsort(descending=True, stable=True)[: self._new.intermediate].sort().values
+
+
+def largest_fitting(shapes: Sequence[tuple[Shape, bool]]) -> Shape | None:
+    """The largest shape that fits; None where none does."""
+    fitting = [shape for shape, fits in shapes if fits]
+    return max(fitting, key=lambda shape: shape.encoder_weights, default=None)

@@ -1,0 +1,226 @@
+"""A training loop that can be killed at any step and goes on to the same weights.
+
+Every random choice is drawn from the seed and the step's number, so a checkpoint is only weights, moments and a step. It is
+one safetensors file, written aside and renamed. Non-goals: several machines, mixed precision.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.errors import ArtifactError, HastenError
+from hasten.tokenization import Encoding, padded
+from hasten.torch_runtime import model_inputs
+from hasten.variant import write_atomically
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
+BUCKET_BATCHES = 16
+MAX_GRADIENT_NORM = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """How to train.
+
+    Attributes:
+        epochs: Passes over the texts, at least 1.
+        batch: Texts a step, at least 1.
+        learning_rate: Peak of the schedule, above 0: linear warm-up, then linear decay to 0.
+        warmup_share: Share of the steps for the warm-up, 0 to 1.
+        weight_decay: AdamW's decoupled weight decay, at least 0.
+        seed: Seed of batch order and dropout.
+        threads: Threads to train with; other numbers of threads round differently.
+        checkpoint_s: Seconds between checkpoints.
+    """
+
+    epochs: int = 8
+    batch: int = 32
+    learning_rate: float = 4e-4
+    warmup_share: float = 0.1
+    weight_decay: float = 0.01
+    seed: int = 0
+    threads: int = 1
+    checkpoint_s: float = 20.0
+
+
+def batches(lengths: Sequence[int], options: TrainOptions) -> list[list[int]]:
+    """The rows of every step, in order: each epoch a new permutation, with texts of similar length together.
+
+    Args:
+        lengths: Length of each text in tokens; shape [rows].
+        options: Epochs, batch and seed.
+
+    Returns:
+        Row indices by step.
+    """
+    steps: list[list[int]] = []
+    for epoch in range(options.epochs):
+        generator = np.random.default_rng((options.seed, epoch))
+        steps += _epoch(generator.permutation(len(lengths)), lengths, options.batch, generator)
+    return steps
+
+
+def _epoch(order: Any, lengths: Sequence[int], batch: int, generator: np.random.Generator) -> list[list[int]]:
+    steps: list[list[int]] = []
+    for start in range(0, len(order), batch * BUCKET_BATCHES):
+        bucket = sorted(order[start : start + batch * BUCKET_BATCHES].tolist(), key=lambda row: lengths[row])
+        steps += [bucket[i : i + batch] for i in range(0, len(bucket), batch)]
+    return [steps[i] for i in generator.permutation(len(steps))]
+
+
+def learning_rate(step: int, total: int, options: TrainOptions) -> float:
+    """Learning rate at a step (0 to total - 1): linear warm-up, then linear decay."""
+    warmup = max(1, math.ceil(total * options.warmup_share))
+    rising, falling = (step + 1) / warmup, (total - step) / max(1, total - warmup)
+    return options.learning_rate * min(1.0, rising, falling)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSet:
+    """Tokenized texts to train on.
+
+    Attributes:
+        encodings: The texts; shape [rows].
+        pad_id: Token id that fills up shorter rows.
+    """
+
+    encodings: Sequence[Encoding]
+    pad_id: int
+
+    def inputs(self, rows: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+        """The padded batch of some rows as torch tensors."""
+        import torch
+
+        batch = padded([self.encodings[row] for row in rows], self.pad_id)
+        return {name: torch.from_numpy(batch[name]) for name in names}
+
+
+def fit(
+    model: Any,
+    data: TrainingSet,
+    loss: Callable[[Any, Sequence[int]], Any],
+    options: TrainOptions,
+    *,
+    checkpoint: Path,
+    key: str,
+    progress: Progress | None = None,
+) -> float:
+    """Trains a model in place.
+
+    Args:
+        model: A transformers classifier; only weights with `requires_grad` are trained.
+        data: The tokenized texts.
+        loss: From the logits [batch, labels] and the rows of a step to a scalar tensor.
+        options: How to train.
+        checkpoint: Where to keep the state; an existing one of the same key is continued, and it stays when done.
+        key: Identity of everything the result depends on.
+        progress: Called after each step with the steps done and the steps in all.
+
+    Returns:
+        Mean loss over the last tenth of the steps.
+
+    Raises:
+        HastenError: A loss is NaN or infinite.
+    """
+    import torch
+
+    torch.set_num_threads(options.threads)
+    steps = batches([len(e) for e in data.encodings], options)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay)
+    names, losses, saved = model_inputs(model), _Recent(len(steps)), time.monotonic()
+    model.train()
+    for step in range(_resume(model, optimizer, checkpoint, key), len(steps)):
+        torch.manual_seed(options.seed * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, len(steps), options)
+        value = loss(model(**data.inputs(steps[step], names)).logits, steps[step])
+        losses.add(step, _finite_loss(value, step, steps[step]))
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(weights, MAX_GRADIENT_NORM)
+        optimizer.step()
+        if time.monotonic() - saved > options.checkpoint_s:
+            _save(model, optimizer, checkpoint, key, step + 1)
+            saved = time.monotonic()
+        if progress is not None:
+            progress(step + 1, len(steps))
+    model.eval()
+    return losses.mean()
+
+
+class _Recent:
+    """Mean over the last tenth of the steps."""
+
+    def __init__(self, total: int) -> None:
+        self._from = total - max(1, total // 10)
+        self._values: list[float] = []
+
+    def add(self, step: int, value: float) -> None:
+        if step >= self._from:
+            self._values.append(value)
+
+    def mean(self) -> float:
+        return float(np.mean(self._values)) if self._values else 0.0
+
+
+def _finite_loss(value: Any, step: int, rows: Sequence[int]) -> float:
+    number = float(value.detach())
+    if not math.isfinite(number):
+        raise HastenError(
+            f"the loss became {number} at step {step} (training rows {list(rows)[:8]} …); lower the learning rate"
+        )
+    return number
+
+
+def _moments(model: Any, optimizer: Any) -> dict[str, Any]:
+    """The optimizer's moments by the weight's name, and its step counts."""
+    state: dict[str, Any] = {}
+    for name, weight in model.named_parameters():
+        for kind, tensor in optimizer.state.get(weight, {}).items():
+            state[f"optimizer.{kind}.{name}"] = tensor
+    return state
+
+
+def _save(model: Any, optimizer: Any, path: Path, key: str, step: int) -> None:
+    from safetensors.torch import save
+
+    tensors = {f"model.{name}": weight for name, weight in model.named_parameters()} | _moments(model, optimizer)
+    data = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save(data, metadata={"key": key, "step": str(step)}))
+
+
+def _resume(model: Any, optimizer: Any, path: Path, key: str) -> int:
+    """Restores a checkpoint of the same key; the step to go on from, 0 without one."""
+    if not path.is_file():
+        return 0
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("key") != key:
+                return 0
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except SafetensorError as error:
+        raise ArtifactError(f"{path}: damaged checkpoint: {error}; delete it to train from the start") from error
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(tensors[f"model.{name}"])
+            kinds = {kind: tensors[f"optimizer.{kind}.{name}"] for kind in ("step", "exp_avg", "exp_avg_sq")
+                     if f"optimizer.{kind}.{name}" in tensors}  # fmt: skip
+            if kinds:
+                optimizer.state[weight] = kinds
+    log.info("continuing training at step %s", metadata["step"])
+    return int(metadata["step"])

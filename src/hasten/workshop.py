@@ -1,0 +1,139 @@
+"""The folder that a run works in: what stands there whole and was made from the same inputs is used again.
+
+```
+OUT/run.json          inputs as resolved
+OUT/variants/         one folder a variant, and made.json: the key that each was made for
+OUT/measurements/     raw samples
+OUT/work/             caches and checkpoints; may be deleted when the run is over
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hasten.errors import ArtifactError, HastenError, MeasurementError, MissingExtraError
+from hasten.measurement import VERSIONED, Measurement, library_versions, load_measurement, save_measurement
+from hasten.variant import Variant, open_variant, sweep_drafts, write_atomically
+
+
+def make_key(*parts: Any) -> str:
+    """Identity (hex) of everything that a step's result depends on, the libraries' versions included."""
+    versions = library_versions(VERSIONED)
+    return hashlib.sha256(msgspec.json.encode([parts, versions], order="sorted")).hexdigest()
+
+
+class Workshop:
+    """One run's output folder, held by one process at a time."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.variants = out / "variants"
+        self.measurements = out / "measurements"
+        self.work = out / "work"
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Creates the folder and locks it against a second run.
+
+        Raises:
+            HastenError: The folder cannot be written, or another run holds it.
+        """
+        try:
+            from filelock import FileLock, Timeout
+        except ImportError as error:
+            raise MissingExtraError("filelock", "optimize") from error
+        try:
+            for folder in (self.variants, self.measurements, self.work):
+                folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.out / ".lock")
+            with lock.acquire(timeout=0):
+                self._sweep()
+                yield
+        except Timeout as error:
+            raise HastenError(
+                f"{self.out}: another run is writing here; wait for it or choose another --out"
+            ) from error
+        except OSError as error:
+            raise HastenError(f"{self.out}: cannot be written: {error}; choose another --out or make room") from error
+
+    def _sweep(self) -> None:
+        for folder in (self.variants, self.work, self.work / "shapes"):
+            sweep_drafts(folder)
+        for folder in (self.out, self.variants, self.measurements, self.work):
+            for draft in folder.glob(".*.draft"):
+                draft.unlink()
+
+    def variant(self, name: str, key: str, build: Callable[[Path], Variant], *, folder: Path | None = None) -> Variant:
+        """A variant made for this key: the one that stands there, or a new one.
+
+        Args:
+            name: The folder's name.
+            key: Identity of the inputs, see `make_key`.
+            build: Makes the folder at the path it is given.
+            folder: Where; `variants` if None.
+
+        Returns:
+            The variant.
+        """
+        place = folder or self.variants
+        made = self._made(place)
+        if made.get(name) == key and (place / name).is_dir():
+            try:
+                return open_variant(place / name)
+            except ArtifactError:
+                made.pop(name)  # altered since: make it again
+        variant = build(place / name)
+        self.write_json(place / "made.json", made | {name: key})
+        return variant
+
+    def _made(self, place: Path) -> dict[str, str]:
+        path = place / "made.json"
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.is_file() else {}
+
+    def measured(
+        self, names: Sequence[str], scenario: str, key: str, measure: Callable[[], list[Measurement]]
+    ) -> list[Measurement]:
+        """The measurements of one interleaved run: those on disk when all carry its key, or new ones."""
+        paths = [self.measurements / f"{name}.{scenario}.json" for name in names]
+        try:
+            kept = [load_measurement(path) for path in paths]
+        except MeasurementError:
+            kept = []
+        if kept and all(measurement.scenario.key == key for measurement in kept):
+            return kept
+        fresh = measure()
+        for measurement in fresh:
+            save_measurement(measurement, self.measurements)
+        return fresh
+
+    def cached(self, name: str, key: str, kind: Any, compute: Callable[[], Any]) -> Any:
+        """A JSON value of a type, computed once for a key and kept in `work`."""
+        path = self.work / f"{name}-{key[:16]}.json"
+        if path.is_file():
+            return msgspec.json.decode(path.read_bytes(), type=kind)
+        value = compute()
+        self.write_json(path, value)
+        return value
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Writes any dataclass or container as indented JSON, atomically."""
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+    def choose(self, name: str | None) -> None:
+        """Points `OUT/chosen` at a variant, or removes it."""
+        link = self.out / "chosen"
+        if name is None:
+            link.unlink(missing_ok=True)
+            return
+        fresh = self.out / f".chosen.{uuid.uuid4().hex[:8]}.draft"
+        fresh.symlink_to(os.path.join("variants", name))  # noqa: PTH118 (relative, so that OUT can be moved)
+        fresh.replace(link)
