@@ -60,8 +60,13 @@ def make_tokenizer(folder: Path, pad: str = "[PAD]"):
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token=pad, cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_max_length=64,
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token=pad,
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=64,
     )
     fast.save_pretrained(folder)
     return fast
@@ -72,20 +77,36 @@ def tiny_config(architecture: str, vocab_size: int, labels: tuple[str, ...] = LA
     from transformers import AutoConfig
 
     common = {
-        "vocab_size": vocab_size, "num_labels": len(labels), "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)}, "pad_token_id": 0,
+        "vocab_size": vocab_size,
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "pad_token_id": 0,
     }
     if architecture == "distilbert":
         sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 66}
     else:
-        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-                 "max_position_embeddings": 66}
+        sizes = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "max_position_embeddings": 66,
+        }
     extra = {
         "electra": {"embedding_size": 16},
         "albert": {"embedding_size": 16},
-        "deberta-v2": {"relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm",
-                       "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": -1,
-                       "position_biased_input": False, "type_vocab_size": 0, "pooler_hidden_size": 32},
+        "deberta-v2": {
+            "relative_attention": True,
+            "position_buckets": 8,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "max_relative_positions": -1,
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+            "pooler_hidden_size": 32,
+        },
         "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 16, "reference_compile": False},
     }.get(architecture, {})
     return AutoConfig.for_model(architecture, **common, **sizes, **extra)

@@ -157,7 +157,8 @@ def _judge_speedup(budget: Budget, limit: float, measurement: Measurement, basel
     else:
         interval = speedup(baseline, measurement, level=ONE_SIDED)
     return _floor_judgement(
-        "speedup", interval, limit, budget.gate, f"speed-up {interval.value:.3g}× (95 % bound {_shown(interval.lower)}) "
+        "speedup", interval, limit, budget.gate, 
+        f"speed-up {interval.value:.3g}× (95 % bound {_shown(interval.lower)}) "
         f"against at least {limit:g}×", len(measurement.latency.samples_ms), "samples",
     )  # fmt: skip
 
@@ -169,7 +170,8 @@ def _judge_retention(budget: Budget, measurement: Measurement, baseline: Measure
         interval = measurement.quality.retention(baseline.quality, level=ONE_SIDED)
     return _floor_judgement(
         "retention", interval, budget.retain, budget.gate, f"retains {interval.value:.2%} (95 % bound "
-        f"{_shown(interval.lower, '.2%')}) of the accuracy against at least {budget.retain:.2%}", measurement.quality.n, "rows",
+        f"{_shown(interval.lower, '.2%')}) of the accuracy against at least {budget.retain:.2%}",
+        measurement.quality.n, "rows",
     )  # fmt: skip
 
 

@@ -35,6 +35,10 @@ MISSED = 3
 OPTIMIZE, PROFILE, QUANTIZE, DISTILL, TRAIN = (
     OptimizeOptions(budget=Budget(speedup=1.0)), ProfileOptions(), QuantizeOptions(), DistillOptions(), TrainOptions(),
 )  # fmt: skip
+CURL = """
+Then:   curl -s http://127.0.0.1:8000/predict -H 'content-type: application/json' \\
+             -d '{{"inputs": "Shares in the chip maker rose after it raised its profit forecast."}}'
+"""
 app = typer.Typer(
     name="hasten",
     help="Make a fine-tuned transformer classifier meet a latency budget on a CPU, and prove it.",
@@ -108,7 +112,8 @@ def optimize(
     train_options = replace(TRAIN, epochs=epochs, learning_rate=learning_rate)
     options = replace(
         OPTIMIZE, budget=budget, every_step=every_step, strict=strict, shapes=shapes, seed=seed,
-        profile=replace(PROFILE, samples=samples, threads=threads, seed=seed), distill=replace(DISTILL, train=train_options),
+        profile=replace(PROFILE, samples=samples, threads=threads, seed=seed),
+        distill=replace(DISTILL, train=train_options),
     )  # fmt: skip
     inputs = Inputs(
         model=model, train=train, test=test, valid=valid, student=student, text_column=text_column,
@@ -270,6 +275,31 @@ def verify(folder: Folder) -> None:
     difference = replay_golden(variant)
     sys.stdout.write(f"{variant.name}: {len(variant.manifest.files)} files as written, digest {variant.digest[:16]}, "
                      f"golden logits replayed to within {difference:.2g}\n")  # fmt: skip
+
+
+@app.command()
+def demo(
+    out: Out = Path("hasten-demo"),
+    speedup: Annotated[float, typer.Option(help="Lowest speed-up of the median latency.")] = 13.2,
+    retain: Annotated[float, typer.Option(help="Share of the accuracy to keep.")] = OPTIMIZE.budget.retain,
+    threads: Threads = PROFILE.threads,
+) -> None:
+    """Run the whole road on a model and texts that come as packages (extra demo)."""
+    from hasten import pipeline
+    from hasten.demo import prepare
+    from hasten.progress import Bars
+
+    profile_options = replace(PROFILE, threads=threads)
+    budget = Budget(speedup=speedup, retain=retain)
+    options = replace(OPTIMIZE, budget=budget, every_step=True, profile=profile_options)
+    with Bars() as bars:
+        inputs = prepare(out, profile_options.resolved_threads, bars)
+        command = ["hasten", "optimize", inputs.model, "--train", inputs.train, "--test", inputs.test]
+        command += ["--valid", str(inputs.valid)]
+        command += ["--speedup", f"{speedup:g}", "--retain", f"{retain:g}", "--all", "--out", str(out / "run")]
+        result = pipeline.optimize(replace(inputs, command=shlex.join(command)), out / "run", options, bars)
+    sys.stdout.write(CURL.format(chosen=out / "run" / "chosen"))
+    _finish(result, out / "run", json=False)
 
 
 def _read(data: str, name: str, variant: Variant, text_column: str | None, label_column: str | None) -> Workload:

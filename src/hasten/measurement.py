@@ -243,6 +243,12 @@ def save_measurement(measurement: Measurement, folder: Path) -> Path:
 def load_measurement(path: Path) -> Measurement:
     """Reads a measurement.
 
+    Args:
+        path: A file that `save_measurement` wrote.
+
+    Returns:
+        The measurement.
+
     Raises:
         MeasurementError: The file is not a measurement of this schema.
     """

@@ -233,7 +233,9 @@ class _Road:
             labels = self.baseline.labels
             start = self._step(
                 "student-start", ["import", *_source_key(source), labels, self.options.seed],
-                lambda out: import_checkpoint(source, out, name="student-start", new_labels=labels, seed=self.options.seed),
+                lambda out: import_checkpoint(
+                    source, out, name="student-start", new_labels=labels, seed=self.options.seed
+                ),
             )  # fmt: skip
             return start, shape_of(start)
         self.observer.stage("measuring student shapes before training")

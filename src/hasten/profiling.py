@@ -1,7 +1,8 @@
 """Profiling: latency, quality and memory of several variants, in one interleaved run; and where their time goes.
 
-Every variant runs in a process of its own with the same number of threads. Blocks of texts go to the variants in turn, in an
-order that alternates, so that a slow minute of the machine falls on all of them. Each sample is one text, from text to scores.
+Every variant runs in a process of its own with the same number of threads. Blocks of texts go to the variants in
+turn, in an order that alternates, so that a slow minute of the machine falls on all of them. Each sample is one text,
+from text to scores.
 """
 
 from __future__ import annotations
@@ -91,6 +92,13 @@ class Worker:
     def classify(self, texts: Sequence[str], *, warmup: int = 0) -> Reply:
         """Classifies texts one at a time.
 
+        Args:
+            texts: The texts.
+            warmup: How many of them to run first without counting.
+
+        Returns:
+            Predictions and timings.
+
         Raises:
             MeasurementError: The process died.
         """
@@ -125,8 +133,8 @@ def profile(
 ) -> list[Measurement]:
     """Measures variants against each other in one interleaved run.
 
-    Every row of the workload is classified by every variant, once; the timed requests are those of a random order of the
-    rows, gone through again where there are fewer rows than samples.
+    Every row of the workload is classified by every variant, once; the timed requests are those of a random order of
+    the rows, gone through again where there are fewer rows than samples.
 
     Args:
         variants: The variants, at least one.

@@ -1,8 +1,8 @@
 """Text to logits, from a variant folder; the serving path, without torch.
 
-`OnnxRuntime` runs a `model.onnx` with onnxruntime and `tokenizer.json` with tokenizers. `FakeRuntime` answers at once and
-from the text alone: use it to test anything that needs a runtime. Non-goals: batching over requests (`hasten.batching`),
-anything but single-sequence classification.
+`OnnxRuntime` runs a `model.onnx` with onnxruntime and `tokenizer.json` with tokenizers. `FakeRuntime` answers at once
+and from the text alone: use it to test anything that needs a runtime. Non-goals: batching over requests
+(`hasten.batching`), anything but single-sequence classification.
 """
 
 from __future__ import annotations
@@ -58,8 +58,10 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakeRuntime:
-    """A runtime without a model: logits are drawn from a hash of each text's tokens (its bytes), so equal texts get
-    equal answers, alone and in any batch.
+    """A runtime without a model, for tests.
+
+    Logits are drawn from a hash of each text's tokens (its bytes), so equal texts get equal answers, alone and in any
+    batch.
 
     Attributes:
         labels: Label names.
@@ -228,6 +230,7 @@ def replay_golden(variant: Variant, *, threads: int = 1) -> float:
     if not difference <= GOLDEN_TOLERANCE:
         raise ParityError(
             f"{variant.path}: logits differ by {difference:.2g} from those recorded when the folder was made "
-            f"(at most {GOLDEN_TOLERANCE:g}); this machine or its libraries compute it differently: measure it again here"
+            f"(at most {GOLDEN_TOLERANCE:g}); this machine or its libraries compute it differently: "
+            "measure it again here"
         )
     return difference

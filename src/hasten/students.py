@@ -93,6 +93,14 @@ def _intermediate(config: Any) -> str:
 def student_shape(teacher: Shape, layers: int, hidden: int) -> Shape:
     """A shape with the teacher's head size and feed-forward ratio.
 
+    Args:
+        teacher: The teacher's shape.
+        layers: Number of layers.
+        hidden: Width.
+
+    Returns:
+        The shape.
+
     Raises:
         UsageError: It is not smaller than the teacher, or the width is no multiple of the head size.
     """
@@ -108,6 +116,13 @@ def student_shape(teacher: Shape, layers: int, hidden: int) -> Shape:
 def parse_shapes(text: str, teacher: Shape) -> list[Shape]:
     """Shapes from a list such as `2x128,3x384`.
 
+    Args:
+        text: The list.
+        teacher: The teacher's shape.
+
+    Returns:
+        The shapes, from the smallest to the largest.
+
     Raises:
         UsageError: A part is not of the form LAYERSxHIDDEN, or does not fit the teacher.
     """
@@ -118,8 +133,13 @@ def parse_shapes(text: str, teacher: Shape) -> list[Shape]:
 
 
 def candidate_shapes(teacher: Shape) -> list[Shape]:
-    """Shapes worth measuring, from the smallest to the largest: those of the catalogue that the teacher can start,
-    or, for an unusual teacher, halves and quarters of it.
+    """Shapes worth measuring, from the smallest to the largest.
+
+    Args:
+        teacher: The teacher's shape.
+
+    Returns:
+        Those of the catalogue that the teacher can start, or, for an unusual teacher, halves and quarters of it.
     """
     head_size = teacher.hidden // teacher.heads
     halves = [(max(1, teacher.layers // part), teacher.hidden // part) for part in (4, 2)]
@@ -245,7 +265,7 @@ class _Maps:
     def _projected(self, weight: Any, axis: int) -> Any:
         if self._project is None:  # embeddings narrower than the stream say nothing of its directions
             return weight.narrow(axis, 0, self._new.hidden)
-        return self._torch.tensordot(weight, self._project, dims=([axis], [0])).movedim(-1, axis)
+        return (weight.movedim(axis, -1) @ self._project).movedim(-1, axis)
 
     def _select_heads(self) -> Any:
         """Rows of the heads with the largest product of norms of value and output weights, summed over the layers."""

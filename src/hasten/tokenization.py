@@ -48,6 +48,12 @@ class TextEncoder:
     def __call__(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenizes texts.
 
+        Args:
+            texts: The texts.
+
+        Returns:
+            One encoding a text, truncated to the model's longest input.
+
         Raises:
             DataError: A text holds a lone surrogate, which no UTF-8 has.
         """

@@ -1,13 +1,14 @@
 """A training loop that can be killed at any step and goes on to the same weights.
 
-Every random choice is drawn from the seed and the step's number, so a checkpoint is only weights, moments and a step. It is
-one safetensors file, written aside and renamed. Non-goals: several machines, mixed precision.
+Every random choice is drawn from the seed and the step's number, so a checkpoint is only weights, moments and a step.
+It is one safetensors file, written aside and renamed. Non-goals: several machines, mixed precision.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from hasten.variant import write_atomically
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
+LAYER_NUMBER = re.compile(r"\.layers?\.(\d+)\.")
 BUCKET_BATCHES = 16
 MAX_GRADIENT_NORM = 1.0
 
@@ -40,6 +42,7 @@ class TrainOptions:
         seed: Seed of batch order and dropout.
         threads: Threads to train with; other numbers of threads round differently.
         checkpoint_s: Seconds between checkpoints.
+        frozen_layers: How many of the lowest layers, with the embeddings below them, are not trained; 0 trains all.
     """
 
     epochs: int = 8
@@ -50,6 +53,7 @@ class TrainOptions:
     seed: int = 0
     threads: int = 1
     checkpoint_s: float = 20.0
+    frozen_layers: int = 0
 
 
 def batches(lengths: Sequence[int], options: TrainOptions) -> list[list[int]]:
@@ -134,6 +138,7 @@ def fit(
     import torch
 
     torch.set_num_threads(options.threads)
+    _freeze(model, options.frozen_layers)
     steps = batches([len(e) for e in data.encodings], options)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay)
@@ -156,6 +161,14 @@ def fit(
             progress(step + 1, len(steps))
     model.eval()
     return losses.mean()
+
+
+def _freeze(model: Any, layers: int) -> None:
+    if not layers:
+        return
+    for name, weight in model.named_parameters():
+        found = LAYER_NUMBER.search(name)
+        weight.requires_grad = not ("embeddings" in name or (found is not None and int(found[1]) < layers))
 
 
 class _Recent:

@@ -1,7 +1,7 @@
 """What is asked of a model: texts and labels, read from a file or a hub, checked against the model, split.
 
-Three splits with three uses: *train* for calibration and distillation, *valid* for choosing, *test* for the numbers that
-are reported, once. Texts that stand in two of them are removed from the training side (`without_overlap`).
+Three splits with three uses: *train* for calibration and distillation, *valid* for choosing, *test* for the numbers
+that are reported, once. Texts that stand in two of them are removed from the training side (`without_overlap`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,271 @@
+"""Dynamic batching and admission: rows that wait, few workers, no timer.
+
+A batch starts as soon as a worker is free, with what waits at that moment, so an idle server adds no delay and a busy
+one batches by itself. The queue is bounded, and what does not fit is refused at once. The property this module is built
+for: **one bad or cancelled request never harms its mates**.
+
+Non-goals: models, HTTP, priorities, deadlines. A `Batcher` belongs to one event loop and is not to be called from
+other threads.
+
+Worked example: with `max_batch=8, max_padded_tokens=64`, rows of 20, 50, 24 and 3 tokens wait. The oldest goes (20); 50
+would make 2 × 50 = 100 > 64 and stays; 24 makes 2 × 24 = 48 and goes; 3 would make 3 × 24 = 72 and stays. The next batch
+starts with the row of 50.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import Generic, TypeVar
+
+from hasten.errors import OverloadedError, UsageError
+
+Item = TypeVar("Item")
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How large a batch and the queue may grow.
+
+    Attributes:
+        max_batch: Most rows in a batch, at least 1.
+        max_padded_tokens: Highest cost of a batch of several rows: rows × longest, at least 1. A row that is longer goes
+            alone.
+        max_queue: Most rows waiting for a worker, at least 1; those being computed do not count.
+    """
+
+    max_batch: int
+    max_padded_tokens: int
+    max_queue: int
+
+    def __post_init__(self) -> None:
+        """Refuses limits under which nothing could run."""
+        for name in ("max_batch", "max_padded_tokens", "max_queue"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer(Generic[Row]):
+    """What became of one row.
+
+    Attributes:
+        row: What `compute` gave for the item.
+        queue_s: From admission to the start of its batch.
+        inference_s: Duration of its batch, shared by all rows in it.
+        batch: Rows in its batch, at least 1.
+    """
+
+    row: Row
+    queue_s: float
+    inference_s: float
+    batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Failure:
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Finished(Generic[Row]):
+    outcomes: list[Row | _Failure]
+    started_s: float
+    ended_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Waiter(Generic[Item, Row]):
+    item: Item
+    cost_tokens: int
+    admitted_s: float
+    outcome: asyncio.Future[Answer[Row] | _Failure]
+
+
+def take_batch(waiting_tokens: Sequence[int], limits: Limits) -> list[int]:
+    """Chooses the next batch.
+
+    The oldest row is always taken, so a row in place k waits for at most k batches, whatever arrives behind it. Younger
+    rows follow in their order, passing over those that would make the padded batch too costly.
+
+    Args:
+        waiting_tokens: Length of each waiting row, oldest first.
+        limits: What the batch must keep to.
+
+    Returns:
+        Ascending positions in the queue; empty only if nothing waits.
+    """
+    taken: list[int] = []
+    longest = 0
+    for position, tokens in enumerate(waiting_tokens):
+        if len(taken) == limits.max_batch:
+            break
+        padded_tokens = (len(taken) + 1) * max(longest, tokens)
+        if not taken or padded_tokens <= limits.max_padded_tokens:
+            taken.append(position)
+            longest = max(longest, tokens)
+    return taken
+
+
+class Batcher(Generic[Item, Row]):
+    """Gathers submitted rows into batches and computes them in worker threads."""
+
+    def __init__(self, compute: Callable[[Sequence[Item]], Iterable[Row]], limits: Limits, *, workers: int = 1) -> None:
+        """Starts nothing yet.
+
+        Args:
+            compute: One row for each item, in order; called in a worker thread, with at least one item.
+            limits: Bounds of a batch and of the queue.
+            workers: Batches computed at the same time, at least 1; above 1, `compute` must be thread-safe.
+        """
+        self._compute = compute
+        self._limits = limits
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="hasten-batch")
+        self._waiting: list[_Waiter[Item, Row]] = []
+        self._running: set[asyncio.Future[_Finished[Row]]] = set()
+        self._closing = False
+
+    @property
+    def closing(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that wait for a worker."""
+        return sum(not waiter.outcome.done() for waiter in self._waiting)
+
+    def require_room(self, rows: int) -> None:
+        """Checks that this many rows would be admitted now.
+
+        Raises:
+            OverloadedError: They would not: the queue is too full, or the batcher is closing.
+        """
+        if self._closing:
+            raise OverloadedError("closing: no new requests are taken")
+        if len(self._waiting) + rows > self._limits.max_queue and self.waiting_rows + rows > self._limits.max_queue:
+            raise OverloadedError(
+                f"{self.waiting_rows} rows wait and {rows} more would exceed {self._limits.max_queue}; try again later"
+            )
+
+    async def submit(self, item: Item, cost_tokens: int) -> Answer[Row]:
+        """Computes one item, in a batch with others if the workers are busy.
+
+        Args:
+            item: What `compute` takes.
+            cost_tokens: Its length, at least 1.
+
+        Returns:
+            The answer. Cancel the call to take a waiting item out of the queue.
+
+        Raises:
+            OverloadedError: The queue is full, or the batcher is closing; raised at once.
+            Exception: What `compute` raised for this item, when it was computed alone.
+        """
+        return (await self.submit_all([item], [cost_tokens]))[0]
+
+    async def submit_all(self, items: Sequence[Item], costs_tokens: Sequence[int]) -> list[Answer[Row]]:
+        """Computes several items that belong together: all are admitted, or none.
+
+        Args:
+            items: What `compute` takes.
+            costs_tokens: Their lengths, each at least 1.
+
+        Returns:
+            One answer for each item, in order, when all are there.
+
+        Raises:
+            OverloadedError: There is no room for all, or the batcher is closing; raised at once.
+            Exception: What `compute` raised for the first item that failed.
+        """
+        outcomes = await asyncio.gather(*self._admit(items, costs_tokens))
+        answers: list[Answer[Row]] = []
+        for outcome in outcomes:
+            if isinstance(outcome, _Failure):
+                raise outcome.error
+            answers.append(outcome)
+        return answers
+
+    def _admit(
+        self, items: Sequence[Item], costs_tokens: Sequence[int]
+    ) -> list[asyncio.Future[Answer[Row] | _Failure]]:
+        self.require_room(len(items))
+        now_s, loop = perf_counter(), asyncio.get_running_loop()
+        admitted: list[_Waiter[Item, Row]] = [
+            _Waiter(item=item, cost_tokens=tokens, admitted_s=now_s, outcome=loop.create_future())
+            for item, tokens in zip(items, costs_tokens, strict=True)
+        ]
+        self._waiting += admitted
+        self._start_batches()
+        return [waiter.outcome for waiter in admitted]
+
+    def _start_batches(self) -> None:
+        while len(self._running) < self._workers and (batch := self._next_batch()):
+            items = [waiter.item for waiter in batch]
+            running = asyncio.get_running_loop().run_in_executor(self._pool, _run, self._compute, items)
+            self._running.add(running)
+            running.add_done_callback(partial(self._settle, batch))
+
+    def _next_batch(self) -> list[_Waiter[Item, Row]]:
+        # Nobody waits for a cancelled row any more: to compute it would only delay the others.
+        alive = [waiter for waiter in self._waiting if not waiter.outcome.done()]
+        taken = set(take_batch([waiter.cost_tokens for waiter in alive], self._limits))
+        self._waiting = [waiter for position, waiter in enumerate(alive) if position not in taken]
+        return [waiter for position, waiter in enumerate(alive) if position in taken]
+
+    def _settle(self, batch: list[_Waiter[Item, Row]], running: asyncio.Future[_Finished[Row]]) -> None:
+        self._running.discard(running)
+        self._start_batches()
+        finished = running.result()
+        for waiter, outcome in zip(batch, finished.outcomes, strict=True):
+            if not waiter.outcome.done():
+                waiter.outcome.set_result(_answer(waiter, outcome, finished, len(batch)))
+
+    async def close(self) -> None:
+        """Takes no more rows, finishes those that were admitted, and ends the worker threads.
+
+        May be called more than once, also at the same time.
+        """
+        self._closing = True
+        while self._running:
+            await asyncio.wait(self._running)
+        self._pool.shutdown()
+
+
+def _run(compute: Callable[[Sequence[Item]], Iterable[Row]], items: Sequence[Item]) -> _Finished[Row]:
+    started_s = perf_counter()
+    outcomes = _outcomes(compute, items)
+    return _Finished(outcomes=outcomes, started_s=started_s, ended_s=perf_counter())
+
+
+def _outcomes(compute: Callable[[Sequence[Item]], Iterable[Row]], items: Sequence[Item]) -> list[Row | _Failure]:
+    try:
+        rows: list[Row | _Failure] = list(compute(items))
+        if len(rows) != len(items):
+            raise RuntimeError(f"compute gave {len(rows)} rows for {len(items)} items")
+    except BaseException as error:  # even SystemExit from a library: whatever is not caught here fails the whole batch
+        if len(items) == 1:
+            return [_Failure(error=error if isinstance(error, Exception) else RuntimeError(repr(error)))]
+        # A failed batch does not say which row was at fault, and the mates of a bad row must get their answers: alone,
+        # only the culprit fails.
+        return [outcome for item in items for outcome in _outcomes(compute, [item])]
+    return rows
+
+
+def _answer(
+    waiter: _Waiter[Item, Row], outcome: Row | _Failure, finished: _Finished[Row], batch: int
+) -> Answer[Row] | _Failure:
+    if isinstance(outcome, _Failure):
+        return outcome
+    return Answer(
+        row=outcome,
+        queue_s=finished.started_s - waiter.admitted_s,
+        inference_s=finished.ended_s - finished.started_s,
+        batch=batch,
+    )
