@@ -107,7 +107,6 @@ def tiny_config(architecture: str, vocab_size: int, labels: tuple[str, ...] = LA
             "type_vocab_size": 0,
             "pooler_hidden_size": 32,
         },
-        "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 16, "reference_compile": False},
     }.get(architecture, {})
     return AutoConfig.for_model(architecture, **common, **sizes, **extra)
 

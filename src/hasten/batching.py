@@ -7,9 +7,9 @@ for: **one bad or cancelled request never harms its mates**.
 Non-goals: models, HTTP, priorities, deadlines. A `Batcher` belongs to one event loop and is not to be called from
 other threads.
 
-Worked example: with `max_batch=8, max_padded_tokens=64`, rows of 20, 50, 24 and 3 tokens wait. The oldest goes (20); 50
-would make 2 × 50 = 100 > 64 and stays; 24 makes 2 × 24 = 48 and goes; 3 would make 3 × 24 = 72 and stays. The next batch
-starts with the row of 50.
+Worked example: with `max_batch=8, max_padded_tokens=64`, rows of 20, 50, 24 and 3 tokens wait. The oldest goes (20);
+50 would make 2 × 50 = 100 > 64 and stays; 24 makes 2 × 24 = 48 and goes; 3 would make 3 × 24 = 72 and stays. The next
+batch starts with the row of 50.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ class Limits:
 
     Attributes:
         max_batch: Most rows in a batch, at least 1.
-        max_padded_tokens: Highest cost of a batch of several rows: rows × longest, at least 1. A row that is longer goes
-            alone.
+        max_padded_tokens: Highest cost of a batch of several rows: rows × longest, at least 1. A longer row goes alone.
         max_queue: Most rows waiting for a worker, at least 1; those being computed do not count.
     """
 
@@ -139,19 +138,23 @@ class Batcher(Generic[Item, Row]):
     @property
     def waiting_rows(self) -> int:
         """Rows that wait for a worker."""
-        return sum(not waiter.outcome.done() for waiter in self._waiting)
+        return len(self._alive())
 
     def require_room(self, rows: int) -> None:
-        """Checks that this many rows would be admitted now.
+        """Checks that more rows would be admitted now.
+
+        Args:
+            rows: How many.
 
         Raises:
             OverloadedError: They would not: the queue is too full, or the batcher is closing.
         """
         if self._closing:
             raise OverloadedError("closing: no new requests are taken")
-        if len(self._waiting) + rows > self._limits.max_queue and self.waiting_rows + rows > self._limits.max_queue:
+        waiting = self.waiting_rows
+        if waiting + rows > self._limits.max_queue:
             raise OverloadedError(
-                f"{self.waiting_rows} rows wait and {rows} more would exceed {self._limits.max_queue}; try again later"
+                f"{waiting} rows wait, {rows} more would exceed the limit of {self._limits.max_queue}; try again later"
             )
 
     async def submit(self, item: Item, cost_tokens: int) -> Answer[Row]:
@@ -182,6 +185,7 @@ class Batcher(Generic[Item, Row]):
 
         Raises:
             OverloadedError: There is no room for all, or the batcher is closing; raised at once.
+            ValueError: A cost is below 1, or there are more or fewer costs than items.
             Exception: What `compute` raised for the first item that failed.
         """
         outcomes = await asyncio.gather(*self._admit(items, costs_tokens))
@@ -196,12 +200,15 @@ class Batcher(Generic[Item, Row]):
         self, items: Sequence[Item], costs_tokens: Sequence[int]
     ) -> list[asyncio.Future[Answer[Row] | _Failure]]:
         self.require_room(len(items))
+        # Checked while only this call can fail: an unusable cost inside the queue would fail every later batch.
+        if any(tokens < 1 for tokens in costs_tokens):
+            raise ValueError(f"costs in tokens are {list(costs_tokens)}; each must be at least 1")
         now_s, loop = perf_counter(), asyncio.get_running_loop()
         admitted: list[_Waiter[Item, Row]] = [
             _Waiter(item=item, cost_tokens=tokens, admitted_s=now_s, outcome=loop.create_future())
             for item, tokens in zip(items, costs_tokens, strict=True)
         ]
-        self._waiting += admitted
+        self._waiting = [*self._alive(), *admitted]
         self._start_batches()
         return [waiter.outcome for waiter in admitted]
 
@@ -212,20 +219,23 @@ class Batcher(Generic[Item, Row]):
             self._running.add(running)
             running.add_done_callback(partial(self._settle, batch))
 
-    def _next_batch(self) -> list[_Waiter[Item, Row]]:
+    def _alive(self) -> list[_Waiter[Item, Row]]:
         # Nobody waits for a cancelled row any more: to compute it would only delay the others.
-        alive = [waiter for waiter in self._waiting if not waiter.outcome.done()]
+        return [waiter for waiter in self._waiting if not waiter.outcome.done()]
+
+    def _next_batch(self) -> list[_Waiter[Item, Row]]:
+        alive = self._alive()
         taken = set(take_batch([waiter.cost_tokens for waiter in alive], self._limits))
         self._waiting = [waiter for position, waiter in enumerate(alive) if position not in taken]
         return [waiter for position, waiter in enumerate(alive) if position in taken]
 
     def _settle(self, batch: list[_Waiter[Item, Row]], running: asyncio.Future[_Finished[Row]]) -> None:
         self._running.discard(running)
-        self._start_batches()
         finished = running.result()
         for waiter, outcome in zip(batch, finished.outcomes, strict=True):
             if not waiter.outcome.done():
                 waiter.outcome.set_result(_answer(waiter, outcome, finished, len(batch)))
+        self._start_batches()
 
     async def close(self) -> None:
         """Takes no more rows, finishes those that were admitted, and ends the worker threads.

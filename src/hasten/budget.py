@@ -157,7 +157,7 @@ def _judge_speedup(budget: Budget, limit: float, measurement: Measurement, basel
     else:
         interval = speedup(baseline, measurement, level=ONE_SIDED)
     return _floor_judgement(
-        "speedup", interval, limit, budget.gate, 
+        "speedup", interval, limit, budget.gate,
         f"speed-up {interval.value:.3g}× (95 % bound {_shown(interval.lower)}) "
         f"against at least {limit:g}×", len(measurement.latency.samples_ms), "samples",
     )  # fmt: skip

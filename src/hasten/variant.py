@@ -209,13 +209,19 @@ def building(out: Path) -> Generator[Path]:
 
     Yields:
         The draft folder to write into.
+
+    Raises:
+        ArtifactError: The folder cannot be written, for want of room or rights.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.draft"
-    draft.mkdir()
     try:
+        draft.mkdir(parents=True)
         yield draft
         _replace_folder(draft, out)
+    except Exception as error:
+        if isinstance(error, OSError) or "os error" in str(error):  # as the Rust libraries report theirs
+            raise ArtifactError(f"{out}: cannot be written: {error}; make room, or choose another folder") from error
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -110,6 +110,8 @@ def _read_table(source: str, name: str) -> Any:
         try:
             return _read_file(datasets, path, kind, cache) if kind else _read_hub(datasets, source, name, cache)
         except Exception as error:  # datasets, pandas and pyarrow raise many kinds
+            if "corresponds to no data" in str(error):
+                raise DataError(f"{source}: no rows") from error
             cause = error.__cause__ or error
             raise DataError(
                 f"{source}: cannot be read: {str(cause).splitlines()[0] if str(cause) else cause!r}"

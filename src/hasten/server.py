@@ -1,0 +1,398 @@
+"""One variant behind HTTP: the ASGI app round one `Batcher`.
+
+```
+POST /predict   {"inputs": "text"}        [{"label": "...", "score": 0.98}, ...]         best first
+                {"inputs": ["a", "b"]}    [[{"label": ...}, ...], [{"label": ...}, ...]]
+POST /          the same, always a list of lists: what huggingface_hub's InferenceClient(url) asks and expects
+GET  /health    200 when ready, 503 when starting or closing
+GET  /metrics   Prometheus
+GET  /          what this is
+```
+
+A text is tokenized before it queues; what does not fit the queue is refused at once with 429. A reply tells how long
+its parts took (`x-hasten-tokenize-ms`, `-queue-ms`, `-inference-ms`; of several texts, those of the slowest) and which
+artifact answered (`x-hasten-artifact`).
+
+Source: `/predict` of Hugging Face Text Embeddings Inference. We differ: a flat list is a batch, as `[["a"], ["b"]]` is
+(there, `["a", "b"]` is one pair; pairs are refused here); texts are truncated unless `"truncate": false`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import numpy as np
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from hasten import __version__
+from hasten.batching import Answer, Batcher, Limits
+from hasten.errors import ArtifactError, DataError, OverloadedError, UsageError
+from hasten.measurement import available_cores
+from hasten.runtime import Logits, Runtime, open_runtime, replay_golden, softmax
+from hasten.tokenization import Encoding
+from hasten.variant import open_variant
+
+BUCKETS_S = tuple(float(f"{digits}e{power}") for power in range(-4, 1) for digits in (1, 1.5, 2, 3, 4, 5, 7))
+BUCKETS_ROWS = (1, 2, 4, 8, 16, 32, 64)
+WARM_UP_TOKENS = (1, 8, 32, 128, 512)
+TOKENIZERS = 2  # more than one, so that a long text does not hold up the short ones behind it
+DRAIN_S = 30
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """How a variant is served.
+
+    Attributes:
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        threads: Threads of one inference; None takes all cores at hand.
+        workers: Inferences at the same time, at least 1.
+        max_batch: Most texts in one inference; a variant that is not batch-invariant is always served one by one.
+        max_padded_tokens: Highest cost of an inference of several texts, texts × longest.
+        max_queue: Most texts waiting, those being tokenized included; what goes beyond is refused with 429.
+        max_rows: Most texts in a request; never more than `max_queue`.
+        max_body_bytes: Largest body of a request.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    threads: int | None = None
+    workers: int = 1
+    max_batch: int = 8
+    max_padded_tokens: int = 1024
+    max_queue: int = 64
+    max_rows: int = 32
+    max_body_bytes: int = 256 * 1024
+
+    @property
+    def resolved_threads(self) -> int:
+        """The number of threads of one inference."""
+        return self.threads or max(1, int(available_cores()))
+
+    def limits(self, *, batch_invariant: bool) -> Limits:
+        """The bounds of the batcher, for a variant whose logits do or do not depend on batch-mates."""
+        max_batch = self.max_batch if batch_invariant else 1
+        return Limits(max_batch=max_batch, max_padded_tokens=self.max_padded_tokens, max_queue=self.max_queue)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parameters:
+    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    inputs: str | list[str | list[str]]
+    raw_scores: bool | None = None
+    truncate: bool | None = None
+    parameters: _Parameters | None = None
+
+    def texts(self, most: int) -> list[str]:
+        rows = [self.inputs] if isinstance(self.inputs, str) else self.inputs
+        if len(rows) > most:
+            raise _RequestError(413, "validation", f"{len(rows)} texts in one request; send at most {most}")
+        if any(isinstance(row, list) and len(row) != 1 for row in rows):
+            raise _RequestError(422, "validation", "a list inside `inputs` must hold one text; pairs are not supported")
+        texts = [row if isinstance(row, str) else row[0] for row in rows]
+        if not all(texts) or not texts:
+            raise _RequestError(422, "empty", "`inputs` holds no text, or an empty one")
+        return texts
+
+
+class _RequestError(HTTPException):
+    def __init__(self, status: int, kind: str, text: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status, text, headers)
+        self.kind = kind
+
+
+class _Metrics:
+    """Counters of one app, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("hasten_requests", "Requests to classify, by status.", ["status"], registry=registry)
+        self.refusals = Counter("hasten_refusals", "Requests refused because the queue was full.", registry=registry)
+        self.queue = Gauge("hasten_queue_rows", "Texts waiting for an inference.", registry=registry)
+        self.batch = Histogram("hasten_batch_rows", "Texts in an inference.", buckets=BUCKETS_ROWS, registry=registry)
+        self.seconds = {
+            stage: Histogram(f"hasten_{stage}_seconds", f"Time of {stage}.", buckets=BUCKETS_S, registry=registry)
+            for stage in ("tokenize", "queue", "inference", "total")
+        }
+
+
+class _Service:
+    """One runtime, its batcher, and the endpoints."""
+
+    def __init__(
+        self, runtime: Runtime, identity: dict[str, str], limits: Limits, max_tokens: int, options: ServeOptions
+    ) -> None:
+        self._runtime, self._identity = runtime, identity
+        self._limits, self._max_tokens, self._options = limits, max_tokens, options
+        self._metrics = _Metrics()
+        self._tokenizing_rows = 0
+        self._tokenizers: ThreadPoolExecutor
+        self._batcher: Batcher[Encoding, Logits]
+        self.ready = False
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _app: Starlette) -> AsyncGenerator[None]:
+        with ThreadPoolExecutor(TOKENIZERS, thread_name_prefix="hasten-tokenize") as self._tokenizers:
+            await asyncio.get_running_loop().run_in_executor(self._tokenizers, self._warm_up)
+            self._batcher = Batcher(self._compute, self._limits, workers=self._options.workers)
+            self.ready = True
+            try:
+                yield
+            finally:
+                self.ready = False
+                await self._batcher.close()
+
+    def _warm_up(self) -> None:
+        for tokens in sorted({min(tokens, self._max_tokens) for tokens in WARM_UP_TOKENS}):
+            self._runtime.infer(self._runtime.encode(["a " * tokens]))
+        self._runtime.infer(self._runtime.encode(["a"] * self._limits.max_batch))
+
+    def _compute(self, encodings: Sequence[Encoding]) -> Logits:
+        self._metrics.batch.observe(len(encodings))
+        return self._runtime.infer(encodings)
+
+    async def predict(self, request: Request, *, nested: bool = False) -> Response:
+        started_s = perf_counter()
+        try:
+            response = await self._classify(request, nested=nested)
+        except Exception as error:
+            response = await _refusal(request, self._explain(error))
+        response.headers["x-hasten-artifact"] = self._identity["digest"]
+        self._metrics.requests.labels(str(response.status_code)).inc()
+        self._metrics.seconds["total"].observe(perf_counter() - started_s)
+        return response
+
+    async def _classify(self, request: Request, *, nested: bool) -> Response:
+        if not self.ready:
+            raise OverloadedError("not ready: starting or closing")
+        question = _parse(await _read(request, self._options.max_body_bytes))
+        texts = question.texts(min(self._options.max_rows, self._limits.max_queue))
+        answers, tokenize_s = await _unless_gone(request, self._answer(texts, question.truncate))
+        slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
+        rows = _named(np.stack([answer.row for answer in answers]), self._runtime.labels, question)
+        content = rows[0] if isinstance(question.inputs, str) and not nested else rows
+        return _json(content, headers=self._timed(tokenize_s, slowest))
+
+    async def _answer(self, texts: list[str], truncate: bool | None) -> tuple[list[Answer[Logits]], float]:
+        started_s = perf_counter()
+        encodings = await self._encode(texts)
+        tokenize_s = perf_counter() - started_s
+        if truncate is False and any(len(encoding) >= self._max_tokens for encoding in encodings):
+            # The tokenizer cuts at the limit, so a text of exactly that length cannot be told from a longer one.
+            raise _RequestError(422, "validation", f"a text is not below {self._max_tokens} tokens; set `truncate`")
+        answers = await self._batcher.submit_all(encodings, [max(1, len(encoding)) for encoding in encodings])
+        return answers, tokenize_s
+
+    async def _encode(self, texts: list[str]) -> list[Encoding]:
+        # What is being tokenized will queue next: counted here, it is refused before the work and not after it.
+        self._batcher.require_room(self._tokenizing_rows + len(texts))
+        self._tokenizing_rows += len(texts)
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._tokenizers, self._runtime.encode, texts)
+        finally:
+            self._tokenizing_rows -= len(texts)
+
+    def _timed(self, tokenize_s: float, answer: Answer[Logits]) -> dict[str, str]:
+        stages_s = {"tokenize": tokenize_s, "queue": answer.queue_s, "inference": answer.inference_s}
+        for stage, seconds in stages_s.items():
+            self._metrics.seconds[stage].observe(seconds)
+        return {f"x-hasten-{stage}-ms": f"{1000 * seconds:.3f}" for stage, seconds in stages_s.items()}
+
+    def _explain(self, error: Exception) -> _RequestError:
+        match error:
+            case _RequestError():
+                return error
+            case OverloadedError():
+                self._metrics.refusals.inc()
+                return _RequestError(429 if self.ready else 503, "overloaded", str(error), {"retry-after": "1"})
+            case DataError():
+                return _RequestError(422, "tokenizer", str(error))
+            case ClientDisconnect():
+                return _RequestError(499, "cancelled", "the client left")
+            case _:
+                _log.error("inference failed", exc_info=error)
+                return _RequestError(500, "backend", "inference failed; the server's log tells why")
+
+    async def root(self, request: Request) -> Response:
+        if request.method == "POST":
+            return await self.predict(request, nested=True)
+        about = {"server": f"hasten {__version__}", **self._identity, "labels": self._runtime.labels}
+        return _json({**about, "routes": ["POST /predict", "POST /", "GET /health", "GET /metrics"]})
+
+    async def health(self, _request: Request) -> Response:
+        status = "ok" if self.ready else "not ready"
+        return _json({"status": status, **self._identity}, status=200 if self.ready else 503)
+
+    async def metrics(self, _request: Request) -> Response:
+        self._metrics.queue.set(self._batcher.waiting_rows if self.ready else 0)
+        return Response(generate_latest(self._metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+def create_app(
+    runtime: Runtime, *, name: str, digest: str, batch_invariant: bool, max_tokens: int, options: ServeOptions
+) -> Starlette:
+    """Makes the app for one loaded variant.
+
+    Its lifespan warms the runtime up before it takes requests, and finishes what was admitted before it ends.
+
+    Args:
+        runtime: What classifies; its `encode` and `infer` are called from worker threads.
+        name: The variant's name.
+        digest: The variant's digest (hex).
+        batch_invariant: Whether a text's logits are the same alone and in any batch; if not, texts go one by one.
+        max_tokens: Longest input in tokens, at which `runtime.encode` truncates.
+        options: Limits; host, port and threads are not used here.
+
+    Returns:
+        An ASGI app whose lifespan must be run.
+
+    Raises:
+        UsageError: A limit is below 1.
+    """
+    limits = options.limits(batch_invariant=batch_invariant)
+    service = _Service(runtime, {"name": name, "digest": digest}, limits, max_tokens, options)
+    return Starlette(
+        routes=[
+            Route("/", service.root, methods=["GET", "POST"]),
+            Route("/predict", service.predict, methods=["POST"]),
+            Route("/health", service.health),
+            Route("/metrics", service.metrics),
+        ],
+        exception_handlers={HTTPException: _refusal},
+        lifespan=service.lifespan,
+    )
+
+
+def open_app(folder: Path | str, options: ServeOptions) -> Starlette:
+    """The app of a variant folder: checks its hashes, replays its golden logits, loads it; raises what `serve` does."""
+    variant = open_variant(folder)
+    replay_golden(variant, threads=options.resolved_threads)
+    return create_app(
+        open_runtime(variant, threads=options.resolved_threads), name=variant.name, digest=variant.digest,
+        batch_invariant=variant.manifest.batch_invariant, max_tokens=variant.manifest.max_tokens, options=options,
+    )  # fmt: skip
+
+
+def serve(folder: Path | str, options: ServeOptions) -> None:
+    """Serves a variant folder until SIGINT or SIGTERM, then finishes the requests that were admitted.
+
+    Args:
+        folder: The variant.
+        options: Where to listen, threads, limits.
+
+    Raises:
+        ArtifactError: The folder is incomplete, altered or cannot be loaded, or the server does not start.
+        ParityError: This machine computes other logits than those recorded when the folder was made.
+        UsageError: A limit is below 1, or the address cannot be listened on.
+    """
+    import uvicorn
+
+    # The port is taken first, so that a wrong one fails before a model is loaded; it answers when the app is ready.
+    with _bound(options) as listener:
+        server = uvicorn.Server(uvicorn.Config(
+            open_app(folder, options), loop="uvloop", http="httptools", ws="none", lifespan="on", log_config=None,
+            access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_S,
+        ))  # fmt: skip
+        _log.info("serving on http://%s:%d", *listener.getsockname()[:2])
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            server.run(sockets=[listener])
+        if not server.started:
+            raise ArtifactError(f"{folder}: the server did not start; the log above tells why")
+
+
+def _bound(options: ServeOptions) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((options.host, options.port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise UsageError(f"cannot listen on {options.host}, port {options.port}: {error}; choose others") from error
+    return listener
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    """The body, counted as it comes: a Content-Length may lie or be missing."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise _RequestError(413, "validation", f"the body is above {max_bytes} bytes", {"connection": "close"})
+    return bytes(body)
+
+
+def _parse(body: bytes) -> _Question:
+    try:
+        return msgspec.json.decode(body, type=_Question)
+    except msgspec.ValidationError as error:
+        raise _RequestError(422, "validation", str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _RequestError(400, "validation", f"the body is not JSON: {error}") from error
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Does the work, but drops it as soon as the client leaves."""
+    task = asyncio.ensure_future(work)
+    # The body has been read, so the next message can only tell that the client left.
+    gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+def _named(logits: Logits, labels: Sequence[str], question: _Question) -> list[list[dict[str, Any]]]:
+    """Labels with their scores, best first, for each text."""
+    parameters = question.parameters or _Parameters()
+    scores = _scores(logits, "none" if question.raw_scores else parameters.function_to_apply)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, : parameters.top_k]
+    return [
+        [{"label": labels[label], "score": float(row[label])} for label in order]
+        for row, order in zip(scores, best, strict=True)
+    ]
+
+
+def _scores(logits: Logits, function: str | None) -> Logits:
+    if not np.isfinite(logits).all():
+        raise RuntimeError("the model answers NaN or infinity")
+    if function == "none":
+        return logits
+    return np.exp(-np.logaddexp(0, -logits)) if function == "sigmoid" else softmax(logits)
+
+
+def _json(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
+
+
+async def _refusal(_request: Request, error: Any) -> Response:
+    kind = error.kind if isinstance(error, _RequestError) else "validation"
+    return _json({"error": error.detail, "error_type": kind}, status=error.status_code, headers=error.headers)

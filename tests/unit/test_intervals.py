@@ -1,0 +1,207 @@
+"""Intervals against SciPy, against the order statistics themselves, and what every interval must hold to."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from hasten.intervals import ONE_SIDED, TWO_SIDED, Interval, mean, median_ratio, paired_ratio, percentile, proportion
+
+LEVELS = (0.8, 0.9, 0.95, 0.99)
+ROOM = 1e-12
+
+
+def answers(both: int, gained: int, lost: int, neither: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each row is right under the new model and under the baseline."""
+    new = [True] * (both + gained) + [False] * (lost + neither)
+    base = [True] * both + [False] * gained + [True] * lost + [False] * neither
+    return np.asarray(new), np.asarray(base)
+
+
+def holds(interval: Interval, value: float) -> bool:
+    low = -math.inf if interval.lower is None else interval.lower
+    high = math.inf if interval.upper is None else interval.upper
+    return low - ROOM <= value <= high + ROOM
+
+
+def within(inner: Interval, outer: Interval) -> bool:
+    """Whether one interval lies in another; a missing limit is infinitely far."""
+    lows = [-math.inf if i.lower is None else i.lower for i in (outer, inner)]
+    highs = [math.inf if i.upper is None else i.upper for i in (inner, outer)]
+    return lows[0] <= lows[1] + ROOM and highs[0] <= highs[1] + ROOM
+
+
+@pytest.mark.parametrize(("successes", "total"), [(0, 1), (1, 1), (0, 300), (300, 300), (1, 50), (970, 1000)])
+@pytest.mark.parametrize("level", LEVELS)
+def test_proportion_solves_wilsons_equation(successes: int, total: int, level: float) -> None:
+    found = proportion(successes, total, level=level)
+    z, share = stats.norm.ppf((1 + level) / 2), successes / total
+    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    assert found.value == share
+    assert found.lower == pytest.approx(max(0, middle - half), abs=1e-9)
+    assert found.upper == pytest.approx(min(1, middle + half), abs=1e-9)
+
+
+@given(st.data(), st.integers(1, 2000), st.sampled_from(list(pairwise(LEVELS))))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_proportion_holds_its_estimate_and_widens_with_the_level(
+    data: st.DataObject, total: int, levels: tuple[float, float]
+) -> None:
+    successes = data.draw(st.integers(0, total))
+    narrow, wide = (proportion(successes, total, level=level) for level in levels)
+    assert holds(narrow, narrow.value)
+    assert within(narrow, wide)
+    assert wide.upper - wide.lower > narrow.upper - narrow.lower
+    assert 0 <= wide.lower <= wide.upper <= 1
+
+
+cells = st.tuples(st.integers(1, 400), st.integers(0, 40), st.integers(0, 40), st.integers(0, 100))
+
+
+@given(cells, st.sampled_from(list(pairwise(LEVELS))))
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_a_ratio_holds_its_estimate_and_widens_with_the_level(
+    table: tuple[int, int, int, int], levels: tuple[float, float]
+) -> None:
+    new, base = answers(*table)
+    narrow, wide = (paired_ratio(new, base, level=level) for level in levels)
+    assert narrow.value == pytest.approx(new.sum() / base.sum())
+    assert holds(narrow, narrow.value)
+    assert within(narrow, wide)
+    assert narrow.lower > 0
+
+
+@given(st.integers(1, 3000), st.integers(0, 3000))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_a_variant_with_itself_retains_everything(right: int, wrong: int) -> None:
+    new, base = answers(right, 0, 0, wrong)
+    found = paired_ratio(new, base)
+    assert found.value == 1
+    assert found.lower < 1 < found.upper or found.lower <= 1 <= found.upper
+
+
+@given(cells)
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_the_other_way_round_a_ratio_is_its_inverse(table: tuple[int, int, int, int]) -> None:
+    new, base = answers(*table)
+    there, back = paired_ratio(new, base), paired_ratio(base, new)
+    assert there.value * back.value == pytest.approx(1)
+    assert there.lower * back.upper == pytest.approx(1, rel=1e-6)
+    assert there.upper * back.lower == pytest.approx(1, rel=1e-6)
+
+
+def test_the_order_of_the_rows_does_not_matter() -> None:
+    new, base = answers(700, 20, 30, 50)
+    order = np.random.default_rng(0).permutation(len(new))
+    assert paired_ratio(new[order], base[order]) == paired_ratio(new, base)
+
+
+def test_a_ratio_on_many_rows_is_that_of_the_delta_method() -> None:
+    both, gained, lost, neither = 85_000, 2_000, 3_000, 10_000
+    found = paired_ratio(*answers(both, gained, lost, neither))
+    ratio = (both + gained) / (both + lost)
+    spread = math.sqrt((gained + lost) / ((both + gained) * (both + lost)))
+    z = stats.norm.ppf(0.975)
+    assert found.lower == pytest.approx(ratio * math.exp(-z * spread), abs=2e-5)
+    assert found.upper == pytest.approx(ratio * math.exp(z * spread), abs=2e-5)
+
+
+def test_more_rows_give_a_narrower_ratio() -> None:
+    widths = []
+    for times in (1, 4, 16):
+        found = paired_ratio(*answers(270 * times, 5 * times, 8 * times, 17 * times))
+        widths.append(found.upper - found.lower)
+    assert widths[0] > 1.7 * widths[1] > 2.8 * widths[2]
+
+
+def test_a_variant_that_is_never_right_retains_nothing() -> None:
+    found = paired_ratio(*answers(0, 0, 200, 10))
+    assert found.value == 0
+    assert found.lower == pytest.approx(0, abs=1e-9)
+    assert 0 < found.upper < 0.1
+
+
+@pytest.mark.parametrize("q", [5.0, 50.0, 90.0, 99.0])
+@pytest.mark.parametrize("samples", [10, 60, 299, 1000])
+def test_the_bounds_of_a_percentile_are_scipys(q: float, samples: int) -> None:
+    taken = np.random.default_rng(samples).lognormal(2, 0.5, samples)
+    found = percentile(taken, q, level=ONE_SIDED)
+    below = stats.quantile_test(taken, p=q / 100, alternative="greater").confidence_interval(0.95).low
+    above = stats.quantile_test(taken, p=q / 100, alternative="less").confidence_interval(0.95).high
+    assert found.value == np.percentile(taken, q)
+    assert found.lower == (None if math.isnan(below) else below)
+    assert found.upper == (None if math.isnan(above) else above)
+
+
+@pytest.mark.parametrize("samples", [20, 100, 299, 1000])
+@pytest.mark.parametrize("q", [50.0, 99.0])
+def test_the_bounds_of_a_percentile_are_the_tightest_that_cover(samples: int, q: float) -> None:
+    found = percentile(np.arange(1.0, samples + 1), q, level=ONE_SIDED)
+    below = stats.binom(samples, q / 100)  # how many samples lie at or below the true percentile
+    covering_above = [rank for rank in range(1, samples + 1) if below.cdf(rank - 1) >= 0.95]
+    covering_below = [rank for rank in range(1, samples + 1) if below.sf(rank - 1) >= 0.95]
+    assert found.upper == (covering_above[0] if covering_above else None)
+    assert found.lower == (covering_below[-1] if covering_below else None)
+
+
+@pytest.mark.parametrize("samples", [20, 299, 400, 1000, 3000])
+def test_a_two_sided_percentile_covers_by_the_binomial(samples: int) -> None:
+    found = percentile(np.arange(1.0, samples + 1), 99, level=TWO_SIDED)
+    below = stats.binom(samples, 0.99)
+    above = 1.0 if found.upper is None else below.cdf(math.ceil(found.upper) - 1)
+    assert above - (0 if found.lower is None else below.cdf(math.floor(found.lower) - 1)) >= 0.95
+
+
+@given(st.lists(st.floats(0.1, 1e4), min_size=3, max_size=400), st.sampled_from([50.0, 90.0, 99.0]))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_a_percentile_holds_its_estimate_and_scales_with_the_unit(samples: list[float], q: float) -> None:
+    taken = np.asarray(samples)
+    found, thousandfold = percentile(taken, q), percentile(taken * 1024, q)
+    assert holds(found, found.value)
+    assert within(percentile(taken, q, level=0.8), found)
+    assert thousandfold.lower == (None if found.lower is None else pytest.approx(found.lower * 1024))
+    assert thousandfold.upper == (None if found.upper is None else pytest.approx(found.upper * 1024))
+
+
+@pytest.mark.parametrize(("samples", "exists"), [(298, False), (299, True)])
+def test_the_upper_bound_of_p99_needs_299_samples(samples: int, exists: bool) -> None:
+    taken = np.random.default_rng(1).gamma(4, 5, samples)
+    found = percentile(taken, 99, level=ONE_SIDED)
+    assert (found.upper is not None) is exists
+    assert found.upper in (None, taken.max())
+    assert (0.99**samples <= 0.05) is exists
+
+
+def test_equal_samples_bound_themselves() -> None:
+    assert percentile(np.full(500, 7.0), 99) == Interval(value=7.0, lower=7.0, upper=7.0)
+
+
+def test_mean_is_students() -> None:
+    taken = np.random.default_rng(2).gamma(4, 5, 80)
+    found = mean(taken, level=0.9)
+    low, high = stats.ttest_1samp(taken, 0).confidence_interval(0.9)
+    assert (found.value, found.lower, found.upper) == pytest.approx((taken.mean(), low, high))
+    assert mean(np.full(5, 3.0)) == Interval(value=3.0, lower=3.0, upper=3.0)
+
+
+def test_a_ratio_of_medians_of_paired_samples_is_tight_and_the_same_again() -> None:
+    base = np.random.default_rng(3).lognormal(3, 0.7, 200)
+    exact = median_ratio(base.tolist(), (base / 4).tolist())
+    assert (exact.value, exact.lower, exact.upper) == pytest.approx((4, 4, 4))
+    new = base / 4 * np.random.default_rng(4).lognormal(0, 0.1, 200)
+    noisy = median_ratio(base.tolist(), new.tolist())
+    assert noisy == median_ratio(base.tolist(), new.tolist())
+    assert noisy.lower < noisy.value < noisy.upper
+    assert noisy.value == np.median(base) / np.median(new)
+    assert within(median_ratio(base.tolist(), new.tolist(), level=ONE_SIDED), noisy)
+
+
+def test_a_ratio_of_medians_of_one_pair_has_no_limits() -> None:
+    assert median_ratio([8.0], [2.0]) == Interval(value=4.0, lower=None, upper=None)

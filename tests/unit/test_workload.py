@@ -1,0 +1,392 @@
+"""Workloads: what is read from files, what is refused and how it is said, splits and overlaps."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import write_csv
+from hasten.budget import Budget
+from hasten.errors import DataError
+from hasten.pipeline import Inputs, OptimizeOptions, read_data
+from hasten.workload import Workload, normalised, random_rows, read_workload, split, without_overlap
+
+LABELS = ("Bad", "Good", "Mixed")
+ROWS = [("awful film", "Bad"), ("great film", "Good"), ("so so", "Mixed"), ("great again", "Good")]
+TEXTS, IDS = tuple(text for text, _ in ROWS), (0, 1, 2, 1)
+
+
+def read(source: Path | str, **options: Any) -> Workload:
+    return read_workload(str(source), name="test", **({"labels": LABELS} | options))
+
+
+def refused(source: Path | str, **options: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        read(source, **options)
+    assert str(source) in str(caught.value)
+    return str(caught.value)
+
+
+def table(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("text", "label")) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    return path
+
+
+def as_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def as_parquet(path: Path, columns: dict[str, list[Any]], label_names: list[str] | None = None) -> Path:
+    from datasets import ClassLabel, Dataset
+
+    made = Dataset.from_dict(columns)
+    if label_names:
+        made = made.cast_column("label", ClassLabel(names=label_names))
+    made.to_parquet(path)
+    return path
+
+
+def test_csv(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "data.csv", ROWS)
+    found = read(path)
+    assert (found.name, found.source, found.texts, found.labels) == ("test", path, TEXTS, IDS)
+    assert len(found) == 4
+
+
+def test_csv_with_quotes_commas_and_line_breaks_inside(tmp_path: Path) -> None:
+    texts = ['say "no", please', "two\nlines", "naïve café, 東京"]
+    found = read(table(tmp_path / "data.csv", list(zip(texts, ("Bad", "Good", "Bad"), strict=True))))
+    assert found.texts == tuple(texts)
+
+
+def test_tsv_keeps_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "data.tsv"
+    path.write_text('text\tlabel\n"quoted" start\tBad\nan open " quote\tGood\nplain, comma\tMixed\n', encoding="utf-8")
+    found = read(path)
+    assert found.texts == ('"quoted" start', 'an open " quote', "plain, comma")
+    assert found.labels == (0, 1, 2)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json", ".JSONL"])
+def test_json_lines(tmp_path: Path, suffix: str) -> None:
+    rows = [{"text": text, "label": label} for text, label in ROWS]
+    found = read(as_lines(tmp_path / f"data{suffix}", rows))
+    assert (found.texts, found.labels) == (TEXTS, IDS)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    found = read(as_parquet(tmp_path / "data.parquet", {"text": list(TEXTS), "label": [label for _, label in ROWS]}))
+    assert (found.texts, found.labels) == (TEXTS, IDS)
+
+
+def test_parquet_with_class_names_goes_by_name(tmp_path: Path) -> None:
+    path = as_parquet(tmp_path / "data.parquet", {"text": list(TEXTS), "label": [2, 0, 1, 0]}, ["Good", "Mixed", "Bad"])
+    assert read(path).labels == IDS
+
+
+def test_a_local_folder_by_split(tmp_path: Path) -> None:
+    for name in ("train", "test", "validation"):
+        write_csv(tmp_path / f"{name}.csv", [(f"{name} {text}", label) for text, label in ROWS])
+    assert read(tmp_path).texts[0] == "test awful film"
+    assert read(f"{tmp_path}@train").texts[0] == "train awful film"
+    valid = read_workload(str(tmp_path), name="valid", labels=LABELS)
+    assert (valid.name, valid.texts[0]) == ("valid", "validation awful film")
+
+
+def test_a_split_that_a_folder_lacks_is_named(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", ROWS)
+    assert "unpublished" in refused(f"{tmp_path}@unpublished")
+
+
+@pytest.mark.parametrize("text", ["NA", "null", "None", "nan", "N/A", "1.5", "007", "true", "2024-01-01"])
+def test_a_text_stays_a_text(tmp_path: Path, text: str) -> None:
+    rows = [(text, "Bad"), ("great", "Good")]
+    assert read(write_csv(tmp_path / "data.csv", rows)).texts[0] == text
+    assert read(as_lines(tmp_path / "data.jsonl", [{"text": t, "label": n} for t, n in rows])).texts[0] == text
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        ["Bad", "Good", "Mixed"],
+        ["0", "1", "2"],
+        ["bad", "GOOD", " Mixed "],
+        ["0", "Good", "mixed"],
+        [0, 1, 2],
+        [0.0, 1.0, 2.0],
+    ],
+)
+def test_labels_by_name_by_id_or_in_another_case(tmp_path: Path, column: list[Any]) -> None:
+    rows = [(f"text {i}", label) for i, label in enumerate(column)]
+    assert read(table(tmp_path / "data.csv", rows)).labels == (0, 1, 2)
+
+
+def test_names_that_differ_only_in_case_are_told_apart(tmp_path: Path) -> None:
+    path = table(tmp_path / "data.csv", [("one", "US"), ("two", "us")])
+    assert read(path, labels=("us", "US")).labels == (1, 0)
+    assert "'Us' (1 rows)" in refused(table(tmp_path / "odd.csv", [("a", "Us"), ("b", "us")]), labels=("us", "US"))
+
+
+def test_a_label_named_like_an_id_goes_by_its_name(tmp_path: Path) -> None:
+    path = table(tmp_path / "data.csv", [("a", "1"), ("b", "0")])
+    assert read(path, labels=("1", "0")).labels == (0, 1)
+
+
+def test_unknown_labels_are_named_with_counts(tmp_path: Path) -> None:
+    rows = [*ROWS, ("a", "Odd"), ("b", "Odd"), ("c", "7")]
+    said = refused(write_csv(tmp_path / "data.csv", rows))
+    assert "'Odd' (2 rows), '7' (1 rows)" in said
+    assert "'Bad', 'Good', 'Mixed'" in said
+
+
+def test_a_negative_id_is_unknown(tmp_path: Path) -> None:
+    assert "'-1' (1 rows)" in refused(as_parquet(tmp_path / "d.parquet", {"text": ["a", "b"], "label": [-1, 1]}))
+
+
+def test_a_missing_label_is_unknown(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": None}, {"text": "b", "label": "Good"}]
+    assert "'None' (1 rows)" in refused(as_lines(tmp_path / "data.jsonl", rows))
+    assert "'' (1 rows)" in refused(table(tmp_path / "data.csv", [("a", ""), ("b", "Good")]))
+
+
+def test_usual_column_names_are_found_in_any_case(tmp_path: Path) -> None:
+    path = table(tmp_path / "data.csv", [(str(i), text, label) for i, (text, label) in enumerate(ROWS)],
+                 ("id", "Sentence", "INTENT"))  # fmt: skip
+    assert (read(path).texts, read(path).labels) == (TEXTS, IDS)
+
+
+def test_chosen_columns(tmp_path: Path) -> None:
+    path = table(tmp_path / "data.csv", [("wrong", "0", *row) for row in ROWS], ("text", "label", "body", "kind"))
+    found = read(path, text_column="body", label_column="kind")
+    assert (found.texts, found.labels) == (TEXTS, IDS)
+    said = refused(path, text_column="bodi")
+    assert "no column 'bodi'; it has 'text', 'label', 'body', 'kind'" in said
+    assert "no column 'sort'" in refused(path, label_column="sort")
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        (("words", "label"), "no column that --text-column could mean; name one of 'words', 'label'"),
+        (("text", "tag"), "no column that --label-column could mean"),
+    ],
+)
+def test_a_column_that_cannot_be_guessed_is_asked_for(tmp_path: Path, header: tuple[str, ...], says: str) -> None:
+    assert says in refused(table(tmp_path / "data.csv", ROWS, header))
+
+
+def test_ambiguous_columns_are_asked_for(tmp_path: Path) -> None:
+    two_texts = table(tmp_path / "a.csv", [(*row, "x") for row in ROWS], ("text", "label", "review"))
+    two_labels = table(tmp_path / "b.csv", [(*row, "x") for row in ROWS], ("text", "label", "category"))
+    assert "2 columns that --text-column could mean" in refused(two_texts)
+    assert "2 columns that --label-column could mean" in refused(two_labels)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_an_empty_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    path.touch()
+    assert "the file is empty" in refused(path)
+
+
+def test_a_header_without_rows(tmp_path: Path) -> None:
+    assert "no rows" in refused(write_csv(tmp_path / "data.csv", []))
+
+
+def test_one_class(tmp_path: Path) -> None:
+    said = refused(write_csv(tmp_path / "data.csv", [("a", "Good"), ("b", "Good")]))
+    assert "all 2 rows have the label 'Good'" in said
+
+
+@pytest.mark.parametrize("empty", ["", "   ", "\t\n", "\u00a0"])
+def test_an_empty_text_is_named_by_its_row(tmp_path: Path, empty: str) -> None:
+    rows = [*ROWS, (empty, "Good"), ("more", "Bad")]
+    assert "row 5: the text is empty" in refused(write_csv(tmp_path / "data.csv", rows))
+
+
+def test_what_is_no_text_is_named_by_its_row(tmp_path: Path) -> None:
+    path = as_parquet(tmp_path / "data.parquet", {"text": ["a", None, "b"], "label": ["Bad", "Good", "Bad"]})
+    assert "row 2: column 'text' holds None" in refused(path)
+    numbers = as_parquet(tmp_path / "numbers.parquet", {"text": [4, 5], "label": ["Bad", "Good"]})
+    assert "row 1: column 'text' holds 4, not a text; name --text-column" in refused(numbers)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_a_file_that_is_no_utf8(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    path.write_bytes("text,label\ncafé,Bad\nthé,Good\n".encode("latin-1"))
+    assert "cannot be read: " in refused(path)
+
+
+def test_ragged_lines(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\none,Bad\ntwo,Good,extra,more\n", encoding="utf-8")
+    assert "cannot be read: " in refused(path)
+
+
+@pytest.mark.parametrize("name", ["none.csv", "none.jsonl", "none.parquet"])
+def test_no_such_file(tmp_path: Path, name: str) -> None:
+    assert "no such file" in refused(tmp_path / name)
+
+
+def test_a_kind_of_file_that_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "data.xlsx"
+    path.write_bytes(b"PK")
+    said = refused(path)
+    assert "not a kind of file hasten reads" in said
+    assert ".parquet" in said
+
+
+def test_nothing_is_written_beside_the_file(tmp_path: Path) -> None:
+    read(write_csv(tmp_path / "data.csv", ROWS))
+    assert [p.name for p in tmp_path.iterdir()] == ["data.csv"]
+
+
+def test_the_digest_tells_rows_apart() -> None:
+    made = workload(["a", "b"], [0, 1])
+    assert made.digest == workload(["a", "b"], [0, 1]).digest
+    others = [workload(["b", "a"], [1, 0]), workload(["a", "b"], [1, 0]), workload(["a\n1\t1\tb"], [0])]
+    assert made.digest not in {other.digest for other in others}
+    assert workload(["\ud800", "a"], [0, 1]).digest
+
+
+def workload(texts: list[str], labels: list[int], name: str = "train") -> Workload:
+    return Workload(name=name, source="memory", texts=tuple(texts), labels=tuple(labels))
+
+
+def many(sizes: tuple[int, ...]) -> Workload:
+    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
+    return workload([f"text {row}" for row in range(len(labels))], labels)
+
+
+def test_a_split_is_stratified_and_disjoint() -> None:
+    source = many((600, 300, 100))
+    rest, held = split(source, share=0.2, seed=0)
+    assert (rest.name, held.name, len(rest), len(held)) == ("train", "valid", 800, 200)
+    assert Counter(held.labels) == {0: 120, 1: 60, 2: 20}
+    assert not set(rest.texts) & set(held.texts)
+    pairs = set(zip(source.texts, source.labels, strict=True))
+    assert {*zip(rest.texts, rest.labels, strict=True), *zip(held.texts, held.labels, strict=True)} == pairs
+
+
+def test_a_split_follows_its_seed() -> None:
+    source = many((60, 40))
+    assert split(source, share=0.3, seed=1) == split(source, share=0.3, seed=1)
+    assert split(source, share=0.3, seed=1)[1].texts != split(source, share=0.3, seed=2)[1].texts
+
+
+def test_a_split_of_labels_with_gaps() -> None:
+    source = workload([f"text {i}" for i in range(20)], [0] * 10 + [5] * 10)
+    _, held = split(source, share=0.5, seed=0)
+    assert Counter(held.labels) == {0: 5, 5: 5}
+
+
+def test_a_class_with_one_row_cannot_be_split() -> None:
+    with pytest.raises(DataError, match="label id 2 has one row; give --valid"):
+        split(many((10, 10, 1)), share=0.2, seed=0)
+
+
+def test_too_few_rows_for_the_classes_cannot_be_split() -> None:
+    with pytest.raises(DataError, match="cannot split 6 rows for validation"):
+        split(many((2, 2, 2)), share=0.2, seed=0)
+
+
+words = st.lists(st.sampled_from(["a", "A", " a ", "b", "B b", "b  b", "ß", "SS", "c"]), min_size=1, max_size=12)
+
+
+@given(words, words, words)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_without_overlap_leaves_nothing_common_and_loses_nothing_else(
+    train: list[str], valid: list[str], test: list[str]
+) -> None:
+    source = workload(train, list(range(len(train))))
+    others = workload(valid, [0] * len(valid), "valid"), workload(test, [0] * len(test), "test")
+    kept, removed = without_overlap(source, *others)
+    taken = {normalised(text) for text in (*valid, *test)}
+    assert not taken & {normalised(text) for text in kept.texts}
+    assert {normalised(text) for text in removed} <= taken
+    assert set(kept.texts) | set(removed) == set(train)
+    assert not set(kept.texts) & set(removed)
+    assert len(removed) == len(set(removed))
+    assert list(kept.labels) == sorted(kept.labels)
+    assert kept.texts == tuple(train[row] for row in kept.labels)
+    assert without_overlap(kept, *others) == (kept, [])
+
+
+def test_case_and_spacing_do_not_make_another_text() -> None:
+    assert normalised("  Hello \n WORLD ") == normalised("hello world")
+    assert normalised("hello, world") != normalised("hello world")
+
+
+def test_without_overlap_of_nothing_is_the_same() -> None:
+    source = workload(["a", "b"], [0, 1])
+    assert without_overlap(source) == (source, [])
+
+
+@given(st.integers(1, 50), st.integers(0, 200), st.integers(0, 5))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_random_rows_go_through_all_rows_before_one_comes_again(rows: int, size: int, seed: int) -> None:
+    drawn = random_rows(rows, size, seed=seed)
+    assert len(drawn) == size
+    assert drawn == random_rows(rows, size, seed=seed)
+    counts = Counter(drawn)
+    assert set(counts) <= set(range(rows))
+    assert max(counts.values(), default=0) <= -(-size // rows)
+    assert size < rows or min(counts[row] for row in range(rows)) >= size // rows
+
+
+def read_all(folder: Path, train: list[tuple[str, str]], test: list[tuple[str, str]], **options: Any) -> Any:
+    valid = options.pop("valid", None)
+    inputs = Inputs(
+        model="", train=write_csv(folder / "train.csv", train), test=write_csv(folder / "test.csv", test),
+        valid=write_csv(folder / "valid.csv", valid) if valid else None,
+    )  # fmt: skip
+    return read_data(inputs, OptimizeOptions(budget=Budget(speedup=1.0), **options), LABELS)
+
+
+def named(prefix: str, rows: int) -> list[tuple[str, str]]:
+    return [(f"{prefix} {row}", LABELS[row % 3]) for row in range(rows)]
+
+
+def test_the_three_splits_have_no_text_in_common(tmp_path: Path) -> None:
+    train = [*named("only", 60), *named("both", 6), ("Both 1", "Good")]
+    found = read_all(tmp_path, train, [*named("test", 9), *named("both", 6)])
+    parts = [{normalised(text) for text in part.texts} for part in (found.train, found.valid, found.test)]
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert set(found.removed) == {*(f"both {row}" for row in range(6)), "Both 1"}
+    assert len(found.train) + len(found.valid) == 60
+    assert len(found.test) == 15
+
+
+def test_given_validation_data_are_cleaned_of_test_texts(tmp_path: Path) -> None:
+    valid = [*named("valid", 9), ("test 0", "Bad"), ("only 3", "Bad")]
+    found = read_all(tmp_path, named("only", 30), named("test", 9), valid=valid)
+    assert "test 0" not in found.valid.texts
+    assert "only 3" in found.valid.texts
+    assert "only 3" not in found.train.texts
+    assert set(found.removed) == {"test 0", "only 3"}
+
+
+def test_strict_refuses_overlap(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 texts stand in two splits, such as 'test 2'; --strict"):
+        read_all(tmp_path, [*named("only", 60), ("test 2", "Bad")], named("test", 9), strict=True)
+
+
+def test_training_data_that_are_all_test_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.csv"):
+        read_all(tmp_path, named("test", 9), named("test", 9))
+
+
+def test_validation_rows_are_capped(tmp_path: Path) -> None:
+    found = read_all(tmp_path, named("only", 300), named("test", 9), valid_rows=30)
+    assert len(found.valid) == 30
+    assert Counter(found.valid.labels) == {0: 10, 1: 10, 2: 10}
