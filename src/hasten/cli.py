@@ -24,6 +24,7 @@ from hasten.errors import HastenError, UsageError
 from hasten.pipeline import BASELINE, Inputs, OptimizeOptions
 from hasten.profiling import ProfileOptions
 from hasten.quantization import QuantizeOptions
+from hasten.serve_options import ServeOptions
 from hasten.torch_training import TrainOptions
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from hasten.workload import Workload
 
 MISSED = 3
+SERVE = ServeOptions()
 OPTIMIZE, PROFILE, QUANTIZE, DISTILL, TRAIN = (
     OptimizeOptions(budget=Budget(speedup=1.0)), ProfileOptions(), QuantizeOptions(), DistillOptions(), TrainOptions(),
 )  # fmt: skip
@@ -51,7 +53,7 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
 Folder = Annotated[Path, typer.Argument(help="A variant folder, such as OUT/chosen.")]
 TextColumn = Annotated[str | None, typer.Option(help="Column of the texts; guessed when unambiguous.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels, by name or id; guessed when unambiguous.")]
-Threads = Annotated[int | None, typer.Option(help="Threads for every variant; all cores at hand if not given.")]
+Threads = Annotated[int | None, typer.Option(help="Threads for one inference; all cores at hand if not given.")]
 Samples = Annotated[int, typer.Option(help="Timed requests a variant, at least; 299 are needed to judge a p99.")]
 Seed = Annotated[int, typer.Option(help="Seed of splits, orders and training.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report's JSON to stdout.")]
@@ -266,6 +268,26 @@ def report(
 
 
 @app.command()
+def serve(
+    folder: Folder,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = SERVE.host,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = SERVE.port,
+    threads: Threads = SERVE.threads,
+    workers: Annotated[int, typer.Option(help="Inferences at the same time.")] = SERVE.workers,
+    max_batch: Annotated[int, typer.Option(help="Most texts in one inference.")] = SERVE.max_batch,
+    max_queue: Annotated[int, typer.Option(help="Most texts waiting; what goes beyond is refused.")] = SERVE.max_queue,
+) -> None:
+    """Serve a variant over HTTP: POST /predict, GET /health, GET /metrics."""
+    from hasten import server
+
+    logging.getLogger("hasten").setLevel(logging.INFO)
+    options = replace(
+        SERVE, host=host, port=port, threads=threads, workers=workers, max_batch=max_batch, max_queue=max_queue
+    )
+    server.serve(folder, options)
+
+
+@app.command()
 def verify(folder: Folder) -> None:
     """Check every hash of a variant folder and replay the logits recorded when it was made."""
     from hasten.runtime import replay_golden
@@ -286,17 +308,21 @@ def demo(
 ) -> None:
     """Run the whole road on a model and texts that come as packages (extra demo)."""
     from hasten import pipeline
-    from hasten.demo import prepare
+    from hasten.demo import SHAPES, STUDENT_EPOCHS, prepare
     from hasten.progress import Bars
 
     profile_options = replace(PROFILE, threads=threads)
     budget = Budget(speedup=speedup, retain=retain)
-    options = replace(OPTIMIZE, budget=budget, every_step=True, profile=profile_options)
+    distill_options = replace(DISTILL, train=replace(TRAIN, epochs=STUDENT_EPOCHS))
+    options = replace(
+        OPTIMIZE, budget=budget, every_step=True, shapes=SHAPES, profile=profile_options, distill=distill_options
+    )
     with Bars() as bars:
         inputs = prepare(out, profile_options.resolved_threads, bars)
         command = ["hasten", "optimize", inputs.model, "--train", inputs.train, "--test", inputs.test]
         command += ["--valid", str(inputs.valid)]
-        command += ["--speedup", f"{speedup:g}", "--retain", f"{retain:g}", "--all", "--out", str(out / "run")]
+        command += ["--speedup", f"{speedup:g}", "--retain", f"{retain:g}", "--all", "--shapes", SHAPES]
+        command += ["--epochs", str(STUDENT_EPOCHS), "--out", str(out / "run")]
         result = pipeline.optimize(replace(inputs, command=shlex.join(command)), out / "run", options, bars)
     sys.stdout.write(CURL.format(chosen=out / "run" / "chosen"))
     _finish(result, out / "run", json=False)

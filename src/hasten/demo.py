@@ -29,6 +29,8 @@ TEST_ARTICLES = 750
 VALID_ARTICLES = 150
 PARAGRAPHS = 4
 LEAST_WORDS = 8
+SHAPES = "2x128,2x192"
+STUDENT_EPOCHS = 6
 FINE_TUNING = TrainOptions(epochs=3, learning_rate=1e-4, frozen_layers=3)
 
 

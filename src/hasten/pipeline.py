@@ -73,6 +73,7 @@ class OptimizeOptions:
         strict: Treat a text that stands in two splits as an error instead of removing it from the training side.
         valid_share: Share of the training data to validate on, where no validation data are given.
         valid_rows: Most rows to validate on; above 0.
+        valid_samples: Timed requests a variant on the validation split, at least; 299 are needed to judge a p99.
         shapes: Student shapes to consider, such as `2x128,3x384`; None takes a catalogue.
         seed: Seed of splits, orders and training.
         export: How to export.
@@ -86,6 +87,7 @@ class OptimizeOptions:
     strict: bool = False
     valid_share: float = 0.2
     valid_rows: int = 1000
+    valid_samples: int = 300
     shapes: str | None = None
     seed: int = 0
     export: ExportOptions = field(default_factory=ExportOptions)
@@ -271,6 +273,8 @@ class _Road:
         names = [variant.name for variant in variants]
         self.observer.stage(f"measuring {', '.join(names)} on {len(workload):,} {workload.name} rows, interleaved")
         options = self.options.profile
+        if workload.name == "valid":
+            options = replace(options, samples=min(options.samples, self.options.valid_samples), breakdown_samples=0)
         key = run_key(variants, workload, options, scenario)
         return self.shop.measured(
             names, scenario, key,

@@ -1,7 +1,8 @@
 """Which student? Its shape is chosen from latencies measured on this machine before anything is trained.
 
-Every candidate shape is built with random weights, exported and quantized as it would be served, and timed against the
-baseline in one interleaved run on texts of the user's own length distribution.
+Candidate shapes, from the smallest up until one is clearly too slow, are built with random weights, exported and
+quantized as they would be served, and timed against the baseline in one interleaved run on texts of the user's own
+length distribution.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from hasten.workload import Workload, random_rows
 from hasten.workshop import Workshop, make_key
 
 HEADROOM_RATIO = 1.15
+CLEARLY_RATIO = 1.3
 SHAPE_SAMPLES = 300
+GLANCE_SAMPLES = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +70,26 @@ def latency_table(search: Search, shapes: Sequence[Shape], workshop: Workshop) -
 
 
 def _measure(search: Search, shapes: Sequence[Shape], workshop: Workshop) -> list[ShapeRow]:
-    untrained = [_untrained(search.teacher, shape, workshop) for shape in shapes]
     rows = random_rows(len(search.workload), SHAPE_SAMPLES, seed=search.options.seed)
     texts = [search.workload.texts[row] for row in rows]
-    baseline, *latencies = time_only([search.teacher, *untrained], texts, replace(search.options, samples=len(texts)))
-    table = [_row(search.budget, s, v, x, baseline) for s, v, x in zip(shapes, untrained, latencies, strict=True)]
+    untrained = _worth_timing(search, shapes, texts[:GLANCE_SAMPLES], workshop)
+    baseline, *latencies = time_only([search.teacher, *untrained], texts, search.options)
+    table = [_row(search.budget, s, v, x, baseline) for s, v, x in zip(shapes, untrained, latencies, strict=False)]
     shutil.rmtree(workshop.work / "shapes")
-    best = largest_fitting([(shape, row.fits) for shape, row in zip(shapes, table, strict=True)]) or shapes[0]
+    best = largest_fitting([(shape, row.fits) for shape, row in zip(shapes, table, strict=False)]) or shapes[0]
     return [replace(row, chosen=row.name == str(best)) for row in table]
+
+
+def _worth_timing(search: Search, shapes: Sequence[Shape], texts: Sequence[str], workshop: Workshop) -> list[Variant]:
+    """Builds shapes from the smallest up, until a glance shows one that is clearly too slow; that one is kept too."""
+    (baseline,) = time_only([search.teacher], texts, search.options)
+    built: list[Variant] = []
+    for shape in shapes:
+        built.append(_untrained(search.teacher, shape, workshop))
+        (latency,) = time_only(built[-1:], texts, search.options)
+        if not _fits(search.budget, latency, baseline, 1 / CLEARLY_RATIO):
+            break
+    return built
 
 
 def _untrained(teacher: Variant, shape: Shape, workshop: Workshop) -> Variant:
@@ -85,12 +100,19 @@ def _untrained(teacher: Variant, shape: Shape, workshop: Workshop) -> Variant:
     return quantize(graph, place / f"{shape}-int8", name=f"{shape}-int8", texts=["ok"])
 
 
+def _fits(budget: Budget, latency: Latency, baseline: Latency, headroom: float) -> bool:
+    """Whether latencies, made worse by a factor, still meet the budget."""
+    p50_ms, p99_ms = latency.percentile(50).value, latency.percentile(99).value
+    speedup = baseline.percentile(50).value / p50_ms
+    return (budget.p99_ms is None or p99_ms * headroom <= budget.p99_ms) and (
+        budget.speedup is None or speedup >= budget.speedup * headroom
+    )
+
+
 def _row(budget: Budget, shape: Shape, variant: Variant, latency: Latency, baseline: Latency) -> ShapeRow:
     p50_ms, p99_ms = latency.percentile(50).value, latency.percentile(99).value
     speedup = baseline.percentile(50).value / p50_ms
-    fits = (budget.p99_ms is None or p99_ms * HEADROOM_RATIO <= budget.p99_ms) and (
-        budget.speedup is None or speedup >= budget.speedup * HEADROOM_RATIO
-    )
+    fits = _fits(budget, latency, baseline, HEADROOM_RATIO)
     return ShapeRow(
         name=str(shape), layers=shape.layers, hidden=shape.hidden, parameters=variant.manifest.parameters.total,
         p50_ms=p50_ms, p99_ms=p99_ms, speedup=speedup, fits=fits, chosen=False,

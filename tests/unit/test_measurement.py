@@ -72,7 +72,7 @@ def test_a_missing_or_foreign_measurement_is_refused(tmp_path: Path) -> None:
         load_measurement(tmp_path / "none.json")
     path = save_measurement(a_measurement([1.0]), tmp_path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": "hasten.measurement/2"}))
-    with pytest.raises(MeasurementError, match="schema is 'hasten.measurement/2'"):
+    with pytest.raises(MeasurementError, match=r"schema is 'hasten.measurement/2'"):
         load_measurement(path)
 
 
