@@ -30,7 +30,7 @@ lint: env
 	$(BIN)/pydoclint --quiet src
 
 docs: env
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis

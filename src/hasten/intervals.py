@@ -27,7 +27,7 @@ class Interval:
 
     Attributes:
         value: The estimate.
-        lower: Lower limit; NaN-free: None where the data cannot give one.
+        lower: Lower limit; None where the data cannot give one.
         upper: Upper limit; None where the data cannot give one.
     """
 

@@ -58,7 +58,7 @@ class Scenario:
         split: Which split the texts come from: `valid` or `test`.
         workload_digest: Identity of the texts and labels.
         threads: Threads a variant may use.
-        warmup: Requests made and not counted.
+        warmup: Requests at the start of each block that are not counted.
         key: Identity of the interleaved run; only measurements with equal keys may be compared.
     """
 

@@ -20,7 +20,7 @@ from hasten.budget import Assessment, Budget, judge
 from hasten.checkpoint import import_checkpoint
 from hasten.distillation import DistillOptions, distill
 from hasten.errors import DataError, MeasurementError, UsageError
-from hasten.measurement import Measurement, load_measurement
+from hasten.measurement import Measurement, load_measurement, this_host
 from hasten.onnx_export import ExportOptions, export
 from hasten.profiling import ProfileOptions, profile, run_key
 from hasten.quantization import QuantizeOptions, quantize
@@ -34,7 +34,7 @@ from hasten.workshop import Workshop, make_key
 
 log = logging.getLogger(__name__)
 BASELINE = "torch-fp32"
-PARITY_TEXTS = 64
+PARITY_TEXTS = 500
 QUANTIZE_TEXTS = 256
 
 
@@ -136,7 +136,7 @@ class Data:
 
 
 def optimize(inputs: Inputs, out: Path, options: OptimizeOptions, observer: Observer | None = None) -> Report:
-    """Turns a fine-tuned classifier into the cheapest variant that meets a budget, with the evidence.
+    """Turns a fine-tuned classifier into the first variant on the road that meets a budget, with the evidence.
 
     Args:
         inputs: Model and data.
@@ -274,7 +274,9 @@ class _Road:
         self.observer.stage(f"measuring {', '.join(names)} on {len(workload):,} {workload.name} rows, interleaved")
         options = self.options.profile
         if workload.name == "valid":
-            options = replace(options, samples=min(options.samples, self.options.valid_samples), breakdown_samples=0)
+            options = replace(options, samples=min(options.samples, self.options.valid_samples))
+        if workload.name == "valid" and len(variants) > 1:
+            options = replace(options, breakdown_samples=0)
         key = run_key(variants, workload, options, scenario)
         return self.shop.measured(
             names, scenario, key,
@@ -295,7 +297,10 @@ class _Road:
         return any(a.verdict == "met" or (a.passes and a.latency_met) for a in self.assessments.values())
 
     def _choose(self) -> str | None:
-        """The cheapest variant that is met on the validation split, else the cheapest that passes by the estimate."""
+        """The first variant on the road that is met on the validation split, else the first that passes by estimate.
+
+        The undistilled student comes last: it shows what distillation brings, and is chosen if only it passes.
+        """
         names = list(self.assessments)
         met = [name for name in names if self.assessments[name].verdict == "met"]
         passing = [name for name in names if self.assessments[name].passes]
@@ -329,7 +334,8 @@ class _Road:
             "data": digests,
             "rows": _rows(self.data),
         }
-        self.shop.write_json(self.shop.out / "run.json", run | {"model": self.baseline.digest})
+        more = {"model": self.baseline.digest, "host": this_host()}
+        self.shop.write_json(self.shop.out / "run.json", run | more)
 
 
 def read_data(inputs: Inputs, options: OptimizeOptions, labels: Sequence[str]) -> Data:
@@ -367,7 +373,7 @@ def read_data(inputs: Inputs, options: OptimizeOptions, labels: Sequence[str]) -
         share = min(options.valid_share, options.valid_rows / len(train))
         train, valid = split(train, share=share, seed=options.seed)
         from_valid = from_train
-    valid = valid.take(range(min(len(valid), options.valid_rows)))
+    valid = valid.take(sorted(random_rows(len(valid), min(len(valid), options.valid_rows), seed=options.seed)))
     train, from_train = without_overlap(train, valid, test)
     removed = tuple(dict.fromkeys([*from_valid, *from_train]))
     if removed and options.strict:

@@ -77,7 +77,11 @@ class Worker:
 
     def __enter__(self) -> Self:
         """Waits until the variant is loaded."""
-        self.memory_bytes = self._reply().peak_memory_bytes
+        try:
+            self._reply()
+        except MeasurementError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -49,11 +49,11 @@ class TorchRuntime:
     """A variant's `model.safetensors` in eager PyTorch."""
 
     def __init__(self, variant: Variant, *, threads: int) -> None:
+        self.model = load_torch_model(variant)
         import torch
 
         torch.set_num_threads(threads)
         self._torch = torch
-        self.model = load_torch_model(variant)
         self._accepts = model_inputs(self.model)
         self._encode = TextEncoder(variant)
         self._pad_id = pad_token_id(variant)

@@ -141,7 +141,7 @@ def fit(
     _freeze(model, options.frozen_layers)
     steps = batches([len(e) for e in data.encodings], options)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay)
+    optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
     names, losses, saved = model_inputs(model), _Recent(len(steps)), time.monotonic()
     model.train()
     for step in range(_resume(model, optimizer, checkpoint, key), len(steps)):

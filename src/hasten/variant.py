@@ -61,7 +61,7 @@ class StepRecord:
     """How a variant came to be.
 
     Attributes:
-        name: The step's verb: `import`, `export`, `quantize`, `distill`.
+        name: The step's verb: `import`, `init`, `train`, `distill`, `export` or `quantize`.
         parent: Digest of the variant it was made from; None for an import.
         options: The step's options, as resolved.
         versions: Versions of the libraries that did the work.

@@ -230,7 +230,7 @@ def without_overlap(train: Workload, *others: Workload) -> tuple[Workload, list[
 
 
 def normalised(text: str) -> str:
-    """What makes two texts the same: letters and digits, without case and spacing."""
+    """What makes two texts the same: their characters, without case and spacing."""
     return " ".join(text.casefold().split())
 
 

@@ -4,6 +4,8 @@
 OUT/run.json          inputs as resolved
 OUT/variants/         one folder a variant, and made.json: the key that each was made for
 OUT/measurements/     raw samples
+OUT/run-info.json     what the report says beside its measurements
+OUT/report.*          JSON, Markdown, HTML
 OUT/work/             caches and checkpoints; may be deleted when the run is over
 ```
 """
