@@ -27,7 +27,7 @@ import numpy as np
 import typer
 from scipy import optimize, stats
 
-from hasten.intervals import ONE_SIDED, TWO_SIDED, Interval, median_ratio, paired_ratio, percentile
+from hasten.intervals import ONE_SIDED, TWO_SIDED, Interval, median_ratio, paired_ratio, percentile, percentile_bounds
 from hasten.measurement import this_host
 
 SEED = 20_240_607
@@ -172,7 +172,7 @@ def p99_row(samples: int, draw: Callable[[np.random.Generator, int], Any], runs:
     def draws() -> Iterator[Callable[[float], Interval]]:
         for _ in range(runs):
             taken = draw(rng, samples)
-            yield lambda level, taken=taken: percentile(taken, 99, level=level)
+            yield lambda level, taken=taken: (percentile if level == TWO_SIDED else percentile_bounds)(taken, 99)
 
     name = draw.__name__
     return simulate("p99", {"samples": samples, "latency": name}, true_p99(name), draws(), exact_p99(samples))

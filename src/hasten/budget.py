@@ -136,7 +136,7 @@ def judge(budget: Budget, measurement: Measurement, baseline: Measurement) -> As
 def _judge_p99(budget: Budget, limit: float, measurement: Measurement) -> Judgement:
     samples = np.asarray(measurement.latency.samples_ms)
     n = len(samples)
-    interval = measurement.latency.percentile(99, level=ONE_SIDED)
+    interval = measurement.latency.percentile_bounds(99)
     passes = interval.value <= limit
     if n < P99_MIN_SAMPLES:
         verdict: Verdict = "undecided"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -92,23 +93,61 @@ def _quotient(numerator: float | None, denominator: float | None) -> float | Non
     return numerator / denominator if numerator is not None and denominator else None
 
 
-def percentile(samples: NDArray[np.float64], q: float, *, level: float = TWO_SIDED) -> Interval:
-    """A percentile with a distribution-free interval from order statistics.
+def percentile(samples: NDArray[np.float64], q: float) -> Interval:
+    """A percentile with a distribution-free two-sided 95 % interval from order statistics.
 
     Args:
         samples: Independent observations; shape [samples].
         q: Which percentile, above 0 and below 100.
-        level: Confidence level of the two-sided interval, 0 to 1.
 
     Returns:
-        The percentile in the samples' unit; a limit is None where too few samples leave it undetermined.
+        The percentile in the samples' unit; both limits are None where there are too few samples for an interval.
 
     Source:
-        Conover 1999, Practical Nonparametric Statistics, section 3.2, as `scipy.stats.quantile_test` has it.
+        Conover 1999, Practical Nonparametric Statistics, section 3.2. We differ in the choice of the two ranks: the
+        shortest pair that covers, and of those the one with the most equal tails. Equal tails alone, as in
+        `scipy.stats.quantile_test`, cover more than they claim (97.6 % at the 99th percentile of 1,000 samples).
+    """
+    ranks = _covering_ranks(len(samples), q / 100, TWO_SIDED)
+    value = float(np.percentile(samples, q))
+    if ranks is None:
+        return Interval(value=value, lower=None, upper=None)
+    ordered = np.sort(samples)
+    return Interval(value=value, lower=float(ordered[ranks[0] - 1]), upper=float(ordered[ranks[1] - 1]))
+
+
+@cache
+def _covering_ranks(n: int, share: float, level: float) -> tuple[int, int] | None:
+    """Ranks (from 1) of the two order statistics between which the quantile lies with at least a probability."""
+    from scipy import stats
+
+    below = stats.binom.cdf(np.arange(-1, n), n, share)  # below[r]: fewer than r samples lie under the quantile
+    upper = np.arange(1, n + 1)[below[1:] >= level]
+    lower = np.searchsorted(below, below[upper] - level, side="right") - 1
+    upper, lower = upper[lower >= 1], lower[lower >= 1]
+    if not len(upper):
+        return None
+    imbalance = np.abs(below[lower] - (1 - below[upper]))
+    best = np.lexsort((imbalance, upper - lower))[0]
+    return int(lower[best]), int(upper[best])
+
+
+def percentile_bounds(samples: NDArray[np.float64], q: float) -> Interval:
+    """A percentile with its two distribution-free one-sided 95 % bounds, which verdicts use.
+
+    Args:
+        samples: Independent observations; shape [samples].
+        q: Which percentile, above 0 and below 100.
+
+    Returns:
+        The percentile in the samples' unit; a bound is None where too few samples leave it undetermined.
+
+    Source:
+        Conover 1999, section 3.2, as `scipy.stats.quantile_test` has it.
     """
     from scipy import stats
 
-    limits = stats.quantile_test(samples, q=0, p=q / 100).confidence_interval(level)
+    limits = stats.quantile_test(samples, q=0, p=q / 100).confidence_interval(ONE_SIDED)
     value = float(np.percentile(samples, q))
     return Interval(value=value, lower=_finite(limits.low), upper=_finite(limits.high))
 

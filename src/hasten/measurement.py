@@ -84,9 +84,13 @@ class Latency:
     tokens: tuple[int, ...]
     tokenizer_ms: tuple[float, ...]
 
-    def percentile(self, q: float, *, level: float = intervals.TWO_SIDED) -> Interval:
+    def percentile(self, q: float) -> Interval:
         """Percentile `q` (0 to 100) in milliseconds with its distribution-free interval."""
-        return intervals.percentile(np.asarray(self.samples_ms), q, level=level)
+        return intervals.percentile(np.asarray(self.samples_ms), q)
+
+    def percentile_bounds(self, q: float) -> Interval:
+        """Percentile `q` (0 to 100) in milliseconds with its one-sided bounds."""
+        return intervals.percentile_bounds(np.asarray(self.samples_ms), q)
 
     def mean(self) -> Interval:
         """Mean in milliseconds with its interval."""
