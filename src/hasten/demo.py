@@ -82,8 +82,13 @@ def prepare(out: Path, threads: int, observer: Observer) -> Inputs:
             return distill(start, folder, options, name="bbc-topics", data=train, teacher=None, work=shop.work,
                            progress=observer.advance)  # fmt: skip
 
-        model = shop.variant("bbc-topics", make_key(train.digest, options), fine_tuned)
-    return Inputs(model=str(model.path), train=str(paths["train"]), valid=str(paths["valid"]), test=str(paths["test"]))
+        shop.variant("bbc-topics", make_key(train.digest, options), fine_tuned)
+    return Inputs(
+        model=str(shop.variants / "bbc-topics"),
+        train=str(paths["train"]),
+        valid=str(paths["valid"]),
+        test=str(paths["test"]),
+    )
 
 
 def write_data(folder: Path) -> dict[str, Path]:
