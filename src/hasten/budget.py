@@ -15,7 +15,7 @@ import numpy as np
 
 from hasten.errors import UsageError
 from hasten.intervals import ONE_SIDED, Interval
-from hasten.measurement import Measurement, speedup
+from hasten.measurement import Measurement, check_same_run, speedup
 
 Verdict = Literal["met", "missed", "undecided"]
 Gate = Literal["bound", "point"]
@@ -124,6 +124,7 @@ def judge(budget: Budget, measurement: Measurement, baseline: Measurement) -> As
     Raises:
         MeasurementError: The two come from different runs or different rows.
     """
+    check_same_run(measurement, baseline)
     judgements: list[Judgement] = []
     if budget.p99_ms is not None:
         judgements.append(_judge_p99(budget, budget.p99_ms, measurement))

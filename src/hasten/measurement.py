@@ -229,11 +229,20 @@ def speedup(baseline: Measurement, other: Measurement, *, level: float = interva
     Raises:
         MeasurementError: The two come from different runs.
     """
-    if baseline.scenario.key != other.scenario.key:
-        raise MeasurementError(
-            f"{other.variant} and {baseline.variant} were measured in different runs; only one interleaved run compares"
-        )
+    check_same_run(baseline, other)
     return intervals.median_ratio(baseline.latency.samples_ms, other.latency.samples_ms, level=level)
+
+
+def check_same_run(one: Measurement, other: Measurement) -> None:
+    """Refuses to compare what was not measured together.
+
+    Raises:
+        MeasurementError: The two come from different runs.
+    """
+    if one.scenario.key != other.scenario.key:
+        raise MeasurementError(
+            f"{one.variant} and {other.variant} were measured in different runs; only one interleaved run compares"
+        )
 
 
 def save_measurement(measurement: Measurement, folder: Path) -> Path:

@@ -168,9 +168,9 @@ def _label_ids(source: str, values: list[Any], column: str, labels: Sequence[str
     by_name = {label: i for i, label in enumerate(labels)}
     folded = {label.casefold(): i for i, label in enumerate(labels)}
     by_id = {str(i): i for i in range(len(labels))}
-    known = (by_id | folded | by_name) if len(folded) == len(labels) else (by_id | by_name)
+    known, any_case = by_id | by_name, folded if len(folded) == len(labels) else {}
     keys = [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for v in values]
-    ids = [known.get(key, known.get(key.casefold())) for key in keys]
+    ids = [known.get(key, any_case.get(key.casefold())) for key in keys]
     unknown = Counter(key for key, label in zip(keys, ids, strict=True) if label is None)
     if unknown:
         shown = ", ".join(f"{key!r} ({n:,} rows)" for key, n in unknown.most_common(SHOWN))
@@ -246,5 +246,5 @@ def random_rows(rows: int, size: int, *, seed: int) -> list[int]:
         Indices; shape [size].
     """
     generator = np.random.default_rng(seed)
-    passes = -(-size // rows)
+    passes = max(1, -(-size // rows))
     return np.concatenate([generator.permutation(rows) for _ in range(passes)])[:size].tolist()

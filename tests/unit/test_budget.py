@@ -173,7 +173,7 @@ def test_retention_is_met_at_its_lower_bound_and_missed_above_its_upper() -> Non
 def test_the_rows_that_retention_needs_would_indeed_decide() -> None:
     def judged(times: int) -> Judgement:
         base = a_measurement("torch-fp32", samples_ms=latencies(), right=900 * times, rows=1000 * times)
-        new = a_measurement(samples_ms=latencies(), right=896 * times, rows=1000 * times, gained=3 * times)
+        new = a_measurement(samples_ms=latencies(), right=896 * times, rows=1000 * times, gained=20 * times)
         return verdicts(Budget(speedup=EASY, retain=0.99), new, base)["retention"]
 
     few = judged(1)
