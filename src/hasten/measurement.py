@@ -229,12 +229,16 @@ def speedup(baseline: Measurement, other: Measurement, *, level: float = interva
     Raises:
         MeasurementError: The two come from different runs.
     """
-    check_same_run(baseline, other)
+    check_same_run(other, baseline)
     return intervals.median_ratio(baseline.latency.samples_ms, other.latency.samples_ms, level=level)
 
 
 def check_same_run(one: Measurement, other: Measurement) -> None:
     """Refuses to compare what was not measured together.
+
+    Args:
+        one: A measurement.
+        other: Another.
 
     Raises:
         MeasurementError: The two come from different runs.
