@@ -146,7 +146,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Paths of a training and a test file for the tiny task."""
     folder = tmp_path_factory.mktemp("data")
-    rows = labelled_rows(1500, seed=1)
+    rows = labelled_rows(1200, seed=1)
     return {"train": write_csv(folder / "train.csv", rows[:900]), "test": write_csv(folder / "test.csv", rows[900:])}
 
 

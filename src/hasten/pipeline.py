@@ -19,48 +19,24 @@ import msgspec
 from hasten.budget import Assessment, Budget, judge
 from hasten.checkpoint import import_checkpoint
 from hasten.distillation import DistillOptions, distill
-from hasten.errors import DataError, MeasurementError, UsageError
+from hasten.errors import MeasurementError
 from hasten.measurement import Measurement, load_measurement, this_host
 from hasten.onnx_export import ExportOptions, export
 from hasten.profiling import ProfileOptions, profile, run_key
 from hasten.quantization import QuantizeOptions, quantize
 from hasten.report import Report, RunInfo, ShapeRow, compare
 from hasten.report_render import save_report
+from hasten.splits import Data, Inputs, read_data
 from hasten.student_search import Search, latency_table
 from hasten.students import Shape, candidate_shapes, init_student, parse_shapes, shape_of, student_shape
 from hasten.variant import Variant, file_sha256
-from hasten.workload import Workload, random_rows, read_workload, split, without_overlap
+from hasten.workload import Workload, random_rows
 from hasten.workshop import Workshop, make_key
 
 log = logging.getLogger(__name__)
 BASELINE = "torch-fp32"
 PARITY_TEXTS = 500
 QUANTIZE_TEXTS = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
-    """What the user has.
-
-    Attributes:
-        model: Folder or hub id of a fine-tuned classifier.
-        train: Labelled training data, see `read_workload`.
-        test: Labelled test data.
-        valid: Labelled validation data; None splits some off the training data.
-        text_column: Column of the texts; None guesses.
-        label_column: Column of the labels; None guesses.
-        student: Folder or hub id of a small checkpoint to start the student from; None starts from the teacher.
-        command: The command line to redo the run.
-    """
-
-    model: str
-    train: str
-    test: str
-    valid: str | None = None
-    text_column: str | None = None
-    label_column: str | None = None
-    student: str | None = None
-    command: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,23 +92,6 @@ class Silent:
 
     def advance(self, done: int, total: int) -> None:
         """Ignores it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Data:
-    """The three splits, cleaned.
-
-    Attributes:
-        train: For calibration and distillation.
-        valid: For choosing.
-        test: For the numbers that are reported.
-        removed: Texts removed from a training side because they stand in another split.
-    """
-
-    train: Workload
-    valid: Workload
-    test: Workload
-    removed: tuple[str, ...]
 
 
 def optimize(inputs: Inputs, out: Path, options: OptimizeOptions, observer: Observer | None = None) -> Report:
@@ -336,58 +295,6 @@ class _Road:
         }
         more = {"model": self.baseline.digest, "host": this_host()}
         self.shop.write_json(self.shop.out / "run.json", run | more)
-
-
-def read_data(inputs: Inputs, options: OptimizeOptions, labels: Sequence[str]) -> Data:
-    """Reads, cleans and splits the data.
-
-    Args:
-        inputs: Where they are.
-        options: Share and seed of the validation split; `strict`.
-        labels: The model's label names by id.
-
-    Returns:
-        The three splits; no text of the validation or test data stands in the training data, and none of the test data
-        in the validation data.
-
-    Raises:
-        DataError: Data cannot be read or leave nothing to train on, or texts overlap and `strict` is set.
-        UsageError: The validation share or size is out of range.
-    """
-    if not 0 < options.valid_share < 1 or options.valid_rows < 2:
-        raise UsageError(
-            f"validation needs a share between 0 and 1 and 2 rows, not {options.valid_share}, {options.valid_rows}"
-        )
-
-    def read(source: str, name: str) -> Workload:
-        return read_workload(
-            source, name=name, labels=labels, text_column=inputs.text_column, label_column=inputs.label_column
-        )
-
-    test, train = read(inputs.test, "test"), read(inputs.train, "train")
-    if inputs.valid is not None:
-        valid, from_valid = without_overlap(read(inputs.valid, "valid"), test)
-    else:
-        train, from_train = without_overlap(train, test)
-        _check_left(train, inputs.train)
-        share = min(options.valid_share, options.valid_rows / len(train))
-        train, valid = split(train, share=share, seed=options.seed)
-        from_valid = from_train
-    valid = valid.take(sorted(random_rows(len(valid), min(len(valid), options.valid_rows), seed=options.seed)))
-    train, from_train = without_overlap(train, valid, test)
-    removed = tuple(dict.fromkeys([*from_valid, *from_train]))
-    if removed and options.strict:
-        raise DataError(
-            f"{len(removed):,} texts stand in two splits, such as {removed[0][:80]!r}; --strict forbids that"
-        )
-    _check_left(train, inputs.train)
-    _check_left(valid, inputs.valid or inputs.train)
-    return Data(train=train, valid=valid, test=test, removed=removed)
-
-
-def _check_left(workload: Workload, source: str) -> None:
-    if not len(workload):
-        raise DataError(f"{source}: no rows are left once those that stand in the other splits are removed")
 
 
 def _rows(data: Data) -> dict[str, int]:

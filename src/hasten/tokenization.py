@@ -59,9 +59,18 @@ class TextEncoder:
         """
         try:
             encoded = self._tokenizer.encode_batch_fast(list(texts))
+        except TypeError as error:  # what the library makes of text that has no UTF-8
+            _check_unicode(texts)
+            raise DataError(f"the tokenizer takes texts only: {error}") from error
+        return [Encoding(ids=e.ids, type_ids=e.type_ids) for e in encoded]
+
+
+def _check_unicode(texts: Sequence[str]) -> None:
+    for text in texts:
+        try:
+            text.encode()
         except UnicodeEncodeError as error:
             raise DataError(f"a text is not valid Unicode: {error.reason} at character {error.start}") from error
-        return [Encoding(ids=e.ids, type_ids=e.type_ids) for e in encoded]
 
 
 def pad_token_id(variant: Variant) -> int:

@@ -21,7 +21,7 @@ from hasten.torch_training import TrainOptions
 from hasten.variant import open_variant
 
 FAST = OptimizeOptions(
-    budget=Budget(speedup=1000.0, retain=0.9),
+    budget=Budget(speedup=1e9, retain=0.9),
     shapes="1x32,2x32",
     profile=ProfileOptions(samples=60, breakdown_samples=3),
     distill=DistillOptions(train=TrainOptions(epochs=3, learning_rate=2e-3)),
@@ -78,7 +78,7 @@ def test_report_keeps_its_contract(whole_run: Path) -> None:
             "reasons",
         } <= set(row)
         assert row["accuracy"]["lower"] <= row["accuracy"]["value"] <= row["accuracy"]["upper"]
-        assert row["accuracy"]["n"] == row["latency_ms"]["n"] == 600
+        assert row["accuracy"]["n"] == row["latency_ms"]["n"] == 300
         assert {"mean", "p50", "p95", "p99", "p99_lower", "p99_upper", "n"} <= set(row["latency_ms"])
     baseline = report["variants"][0]
     assert (baseline["name"], baseline["speedup"], baseline["retention"]["value"]) == ("torch-fp32", 1.0, 1.0)
