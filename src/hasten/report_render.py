@@ -8,8 +8,6 @@ from typing import Literal
 import msgspec
 
 from hasten.report import Report
-from hasten.report_html import as_html
-from hasten.report_views import as_markdown, as_terminal
 from hasten.variant import write_atomically
 
 Form = Literal["terminal", "json", "markdown", "html"]
@@ -30,6 +28,9 @@ def render(report: Report, form: Form = "terminal", *, width: int = 100, color: 
     Raises:
         MissingExtraError: HTML was asked for and plotly or jinja2 is not installed.
     """
+    from hasten.report_html import as_html
+    from hasten.report_views import as_markdown, as_terminal
+
     match form:
         case "terminal":
             return as_terminal(report, width=width, color=color)

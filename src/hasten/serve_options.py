@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hasten.batching import Limits
 from hasten.measurement import available_cores
 
 
@@ -38,8 +37,3 @@ class ServeOptions:
     def resolved_threads(self) -> int:
         """The number of threads of one inference."""
         return self.threads or max(1, int(available_cores()))
-
-    def limits(self, *, batch_invariant: bool) -> Limits:
-        """The bounds of the batcher, for a variant whose logits do or do not depend on batch-mates."""
-        max_batch = self.max_batch if batch_invariant else 1
-        return Limits(max_batch=max_batch, max_padded_tokens=self.max_padded_tokens, max_queue=self.max_queue)

@@ -237,7 +237,8 @@ def create_app(
     Raises:
         UsageError: A limit is below 1.
     """
-    limits = options.limits(batch_invariant=batch_invariant)
+    max_batch = options.max_batch if batch_invariant else 1  # else a text's logits would depend on its batch-mates
+    limits = Limits(max_batch=max_batch, max_padded_tokens=options.max_padded_tokens, max_queue=options.max_queue)
     service = _Service(runtime, {"name": name, "digest": digest}, limits, max_tokens, options)
     return Starlette(
         routes=[
