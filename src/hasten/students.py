@@ -268,7 +268,7 @@ class _Maps:
         return (weight.movedim(axis, -1) @ self._project).movedim(-1, axis)
 
     def _select_heads(self) -> Any:
-        """Rows of the heads with the largest product of norms of value and output weights, summed over the layers."""
+        """Rows of the heads with the largest sum of norms of value and output weights over all layers."""
         old, size = self._old, self._old.hidden // self._old.heads
         score = self._torch.zeros(old.heads)
         for name, weight in self._weights.items():

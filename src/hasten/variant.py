@@ -219,7 +219,7 @@ def building(out: Path) -> Generator[Path]:
         yield draft
         _replace_folder(draft, out)
     except Exception as error:
-        if isinstance(error, OSError) or "os error" in str(error):  # as the Rust libraries report theirs
+        if isinstance(error, OSError) or "(os error" in str(error):  # as the Rust libraries report theirs
             raise ArtifactError(f"{out}: cannot be written: {error}; make room, or choose another folder") from error
         raise
     finally:
