@@ -42,8 +42,8 @@ class TrainOptions:
         seed: Seed of batch order and dropout.
         threads: Threads to train with; other numbers of threads round differently.
         checkpoint_s: Seconds between checkpoints.
-        dropout: Whether the model's dropout is active. A student that follows its teacher's logits does without, which
-            on a CPU also halves a step's time; fine-tuning on few labels wants it.
+        dropout: Whether the model's dropout is active. A student that follows its teacher's logits does without;
+            fine-tuning on few labels wants it.
         frozen_layers: How many of the lowest layers, with the embeddings below them, are not trained; 0 trains all.
     """
 
