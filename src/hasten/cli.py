@@ -202,9 +202,8 @@ def export(
 def quantize(
     folder: Folder,
     out: Out,
-    data: Annotated[str, typer.Option(help="Labelled texts on which the change of the answers is measured.")],
+    data: Annotated[str, typer.Option(help="Texts on which the change of the answers is measured; labels not needed.")],
     text_column: TextColumn = None,
-    label_column: LabelColumn = None,
     per_channel: Annotated[bool, typer.Option(help="One weight scale an output channel.")] = QUANTIZE.per_channel,
     reduce_range: Annotated[bool, typer.Option(help="7-bit weights.")] = QUANTIZE.reduce_range,
     embeddings: Annotated[bool, typer.Option(help="Embedding tables in INT8 too.")] = QUANTIZE.embeddings,
@@ -212,10 +211,11 @@ def quantize(
 ) -> None:
     """Quantize a fp32 ONNX variant to INT8."""
     from hasten import quantization
+    from hasten.workload import read_texts
 
     options = QuantizeOptions(per_channel=per_channel, reduce_range=reduce_range, embeddings=embeddings)
     with _variants([str(folder)]) as (source,):
-        texts = _read(data, "train", source, text_column, label_column).texts
+        texts = read_texts(data, text_column=text_column)
         made = quantization.quantize(source, out, options, name=name or out.name, texts=texts)
     sys.stdout.write(f"{made.path}\n")
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from hasten.checkpoint import import_checkpoint
 from hasten.distillation import DistillOptions, distill
 from hasten.errors import MissingExtraError
+from hasten.files import write_atomically
 from hasten.pipeline import Inputs, Observer
 from hasten.torch_training import TrainOptions
-from hasten.variant import Variant, write_atomically
+from hasten.variant import Variant
 from hasten.workload import normalised, read_workload
 from hasten.workshop import Workshop, make_key
 

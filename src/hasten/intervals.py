@@ -83,8 +83,8 @@ def paired_ratio(new: NDArray[np.bool_], base: NDArray[np.bool_], *, level: floa
     def apart(ratio: float, wanted: float) -> float:
         return _ratio_score(ratio, both, gained, lost) - wanted
 
-    lower = optimize.brentq(apart, value / RATIO_SPAN, value, args=(quantile,))
-    upper = optimize.brentq(apart, value, value * RATIO_SPAN, args=(-quantile,))
+    lower: Any = optimize.brentq(apart, value / RATIO_SPAN, value, args=(quantile,))
+    upper: Any = optimize.brentq(apart, value, value * RATIO_SPAN, args=(-quantile,))
     return Interval(value=value, lower=float(lower), upper=float(upper))
 
 

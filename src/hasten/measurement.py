@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from hasten import intervals
 from hasten.errors import MeasurementError
+from hasten.files import read_document, write_atomically
 from hasten.intervals import Interval
-from hasten.variant import Parameters, write_atomically
+from hasten.variant import Parameters
 
 SCHEMA = "hasten.measurement/1"
 GROUPS = ("tokenizer", "embeddings", "attention", "feed-forward", "normalisation", "head", "other")
@@ -269,13 +270,7 @@ def load_measurement(path: Path) -> Measurement:
     Raises:
         MeasurementError: The file is not a measurement of this schema.
     """
-    try:
-        measurement = msgspec.json.decode(path.read_bytes(), type=Measurement)
-    except (msgspec.MsgspecError, OSError, UnicodeDecodeError) as error:
-        raise MeasurementError(f"{path}: {error}") from error
-    if measurement.schema != SCHEMA:
-        raise MeasurementError(f"{path}: schema is {measurement.schema!r}, this hasten reads {SCHEMA!r}")
-    return measurement
+    return read_document(path, Measurement, SCHEMA, MeasurementError)
 
 
 @cache

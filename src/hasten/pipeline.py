@@ -20,6 +20,7 @@ from hasten.budget import Assessment, Budget, judge
 from hasten.checkpoint import import_checkpoint
 from hasten.distillation import DistillOptions, distill
 from hasten.errors import MeasurementError
+from hasten.files import file_sha256
 from hasten.measurement import Measurement, load_measurement, this_host
 from hasten.onnx_export import ExportOptions, export
 from hasten.profiling import ProfileOptions, profile, run_key
@@ -29,7 +30,7 @@ from hasten.report_render import save_report
 from hasten.splits import Data, Inputs, read_data
 from hasten.student_search import Search, latency_table
 from hasten.students import Shape, candidate_shapes, init_student, parse_shapes, shape_of, student_shape
-from hasten.variant import Variant, file_sha256
+from hasten.variant import Variant
 from hasten.workload import Workload, random_rows
 from hasten.workshop import Workshop, make_key
 

@@ -15,6 +15,7 @@ import msgspec
 
 from hasten.budget import Budget, Judgement, Verdict, judge
 from hasten.errors import MeasurementError
+from hasten.files import read_document
 from hasten.intervals import Interval
 from hasten.measurement import GROUPS, Host, Latency, LengthRow, Measurement, Quality, Scenario, speedup
 from hasten.variant import Parameters
@@ -372,10 +373,4 @@ def load_report(path: Path) -> Report:
     Raises:
         MeasurementError: The file is not a report of this schema.
     """
-    try:
-        report = msgspec.json.decode(path.read_bytes(), type=Report)
-    except (msgspec.MsgspecError, OSError, UnicodeDecodeError) as error:
-        raise MeasurementError(f"{path}: {error}") from error
-    if report.schema != SCHEMA:
-        raise MeasurementError(f"{path}: schema is {report.schema!r}, this hasten reads {SCHEMA!r}")
-    return report
+    return read_document(path, Report, SCHEMA, MeasurementError)

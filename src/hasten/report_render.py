@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from hasten.files import write_atomically
 from hasten.report import Report
-from hasten.variant import write_atomically
 
 Form = Literal["terminal", "json", "markdown", "html"]
 

@@ -32,6 +32,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
+import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -190,9 +191,11 @@ class _Service:
         match error:
             case _RequestError():
                 return error
-            case OverloadedError():
+            case OverloadedError() if self.ready:
                 self._metrics.refusals.inc()
-                return _RequestError(429 if self.ready else 503, "overloaded", str(error), {"retry-after": "1"})
+                return _RequestError(429, "overloaded", str(error), {"retry-after": "1"})
+            case OverloadedError():
+                return _RequestError(503, "unhealthy", str(error), {"retry-after": "1"})
             case DataError():
                 return _RequestError(422, "tokenizer", str(error))
             case ClientDisconnect():
@@ -262,6 +265,16 @@ def open_app(folder: Path | str, options: ServeOptions) -> Starlette:
     )  # fmt: skip
 
 
+class _Server(uvicorn.Server):
+    """Says where it listens, once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            for listener in sockets or []:
+                _log.info("serving on http://%s:%d", *listener.getsockname()[:2])
+
+
 def serve(folder: Path | str, options: ServeOptions) -> None:
     """Serves a variant folder until SIGINT or SIGTERM, then finishes the requests that were admitted.
 
@@ -274,15 +287,12 @@ def serve(folder: Path | str, options: ServeOptions) -> None:
         ParityError: This machine computes other logits than those recorded when the folder was made.
         UsageError: A limit is below 1, or the address cannot be listened on.
     """
-    import uvicorn
-
     # The port is taken first, so that a wrong one fails before a model is loaded; it answers when the app is ready.
     with _bound(options) as listener:
-        server = uvicorn.Server(uvicorn.Config(
+        server = _Server(uvicorn.Config(
             open_app(folder, options), loop="uvloop", http="httptools", ws="none", lifespan="on", log_config=None,
             access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_S,
         ))  # fmt: skip
-        _log.info("serving on http://%s:%d", *listener.getsockname()[:2])
         with contextlib.suppress(KeyboardInterrupt, SystemExit):
             server.run(sockets=[listener])
         if not server.started:

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from hasten.errors import ArtifactError, HastenError
+from hasten.files import write_atomically
 from hasten.tokenization import Encoding, padded
 from hasten.torch_runtime import model_inputs
-from hasten.variant import write_atomically
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]

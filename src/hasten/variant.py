@@ -14,7 +14,6 @@ any file is parsed by anything else.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import uuid
 from collections.abc import Generator
@@ -26,6 +25,7 @@ from typing import Any, Literal
 import msgspec
 
 from hasten.errors import ArtifactError
+from hasten.files import file_sha256, read_document, write_atomically
 
 SCHEMA = "hasten.variant/1"
 MANIFEST = "variant.json"
@@ -147,12 +147,6 @@ class Variant:
         return "model.onnx" if self.manifest.format == "onnx" else "model.safetensors"
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def open_variant(path: Path | str) -> Variant:
     """Opens a folder and checks the hash of every file it names.
 
@@ -181,13 +175,7 @@ def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"{folder}: no {MANIFEST}; not a folder that hasten made (import a checkpoint first)")
-    try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (msgspec.MsgspecError, OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: {error}") from error
-    if manifest.schema != SCHEMA:
-        raise ArtifactError(f"{path}: schema is {manifest.schema!r}, this hasten reads {SCHEMA!r}")
-    return manifest
+    return read_document(path, Manifest, SCHEMA, ArtifactError)
 
 
 def _check_file(folder: Path, name: str, expected: str) -> None:
@@ -265,16 +253,3 @@ def copy_configuration(source: Variant, draft: Path) -> None:
     for name in CONFIGURATION:
         if (source.path / name).is_file():
             shutil.copyfile(source.path / name, draft / name)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file aside, flushes it to disk and renames it: a file that exists is whole."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
-    try:
-        with draft.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -79,8 +79,6 @@ def read_workload(
         MissingExtraError: `datasets` is not installed.
     """
     table = _read_table(source, name)
-    if not len(table):
-        raise DataError(f"{source}: no rows")
     text_column = _column(source, table, text_column, TEXT_COLUMNS, "--text-column")
     label_column = _column(source, table, label_column, LABEL_COLUMNS, "--label-column")
     texts = _texts(source, table, text_column)
@@ -90,6 +88,24 @@ def read_workload(
             f"{source}: all {len(ids):,} rows have the label {labels[ids[0]]!r}; at least two classes are needed"
         )
     return Workload(name=name, source=source, texts=texts, labels=tuple(ids))
+
+
+def read_texts(source: str, *, text_column: str | None = None) -> tuple[str, ...]:
+    """Reads texts and leaves labels, if there are any, aside.
+
+    Args:
+        source: As in `read_workload`; of a data set with splits, `train` unless given.
+        text_column: As in `read_workload`.
+
+    Returns:
+        The texts, in order; at least one.
+
+    Raises:
+        DataError: The source cannot be read, lacks the column, is empty, or has an empty text.
+        MissingExtraError: `datasets` is not installed.
+    """
+    table = _read_table(source, "train")
+    return _texts(source, table, _column(source, table, text_column, TEXT_COLUMNS, "--text-column"))
 
 
 def _read_table(source: str, name: str) -> Any:
@@ -108,7 +124,7 @@ def _read_table(source: str, name: str) -> Any:
         raise DataError(f"{source}: the file is empty")
     with tempfile.TemporaryDirectory() as cache:
         try:
-            return _read_file(datasets, path, kind, cache) if kind else _read_hub(datasets, source, name, cache)
+            table = _read_file(datasets, path, kind, cache) if kind else _read_hub(datasets, source, name, cache)
         except Exception as error:  # datasets, pandas and pyarrow raise many kinds
             if "corresponds to no data" in str(error):
                 raise DataError(f"{source}: no rows") from error
@@ -116,6 +132,9 @@ def _read_table(source: str, name: str) -> Any:
             raise DataError(
                 f"{source}: cannot be read: {str(cause).splitlines()[0] if str(cause) else cause!r}"
             ) from error
+    if not len(table):
+        raise DataError(f"{source}: no rows")
+    return table
 
 
 def _read_file(datasets: Any, path: Path, kind: str, cache: str) -> Any:

@@ -23,8 +23,9 @@ from typing import Any
 import msgspec
 
 from hasten.errors import ArtifactError, HastenError, MeasurementError, MissingExtraError
+from hasten.files import write_atomically
 from hasten.measurement import VERSIONED, Measurement, library_versions, load_measurement, save_measurement
-from hasten.variant import Variant, open_variant, sweep_drafts, write_atomically
+from hasten.variant import Variant, open_variant, sweep_drafts
 
 
 def make_key(*parts: Any) -> str:

@@ -3,131 +3,19 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import socket
-import subprocess
-import sys
-import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.applications import Starlette
+from serving import DIGEST, OPTIONS, GatedRuntime, client_of, expected, live, make_app, open_gate, post, visit
 
-from hasten import server
-from hasten.errors import ArtifactError, DataError, UsageError
-from hasten.runtime import FakeRuntime, Logits, softmax
-from hasten.server import ServeOptions, create_app, open_app, serve
-from hasten.tokenization import Encoding
-from hasten.variant import Manifest, Parameters, StepRecord, Variant, seal
-
-DIGEST = "d" * 64
-OPTIONS = ServeOptions()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatedRuntime:
-    """Answers as FakeRuntime does, once the gate is open; fails on a text `bad`, answers NaN on `nan`."""
-
-    labels: tuple[str, ...] = ("negative", "positive")
-    gate: threading.Event = field(default_factory=threading.Event)
-    entered: threading.Event = field(default_factory=threading.Event)
-    batches: list[list[str]] = field(default_factory=list)
-
-    def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        if "unreadable" in texts:
-            raise DataError("a text is not valid Unicode")
-        return FakeRuntime().encode(texts)
-
-    def infer(self, encodings: Sequence[Encoding]) -> Logits:
-        texts = [bytes(encoding.ids).decode() for encoding in encodings]
-        if not texts[0].startswith("a"):  # warm-up texts pass
-            self.batches.append(texts)
-            self.entered.set()
-            assert self.gate.wait(5)
-        if "bad" in texts:
-            raise ValueError("cannot compute this")
-        logits = FakeRuntime(labels=self.labels).infer(encodings)
-        logits[[text == "nan" for text in texts]] = np.nan
-        return logits
-
-    async def busy(self) -> None:
-        while not self.entered.is_set():
-            await asyncio.sleep(0.001)
-
-
-def make_app(runtime: Any = None, options: ServeOptions = OPTIONS, *, batch_invariant: bool = True) -> Starlette:
-    return create_app(
-        runtime or FakeRuntime(), name="onnx-fp32", digest=DIGEST, batch_invariant=batch_invariant, max_tokens=512,
-        options=options,
-    )  # fmt: skip
-
-
-@asynccontextmanager
-async def client_of(app: Starlette) -> AsyncGenerator[httpx.AsyncClient]:
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
-    ):
-        yield client
-
-
-def visit(
-    script: Callable[[httpx.AsyncClient], Awaitable[Any]],
-    runtime: Any = None,
-    options: ServeOptions = OPTIONS,
-    *,
-    batch_invariant: bool = True,
-) -> Any:
-    """Runs a script of requests against a fresh app; a hang becomes a failure."""
-
-    async def session() -> Any:
-        app = make_app(runtime, options, batch_invariant=batch_invariant)
-        async with asyncio.timeout(10), client_of(app) as client:
-            return await script(client)
-
-    return asyncio.run(session())
-
-
-def post(body: Any, path: str = "/predict", **context: Any) -> httpx.Response:
-    """One POST; bytes go as they are, anything else as JSON."""
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return visit(lambda client: client.post(path, content=content), **context)
-
-
-def expected(text: str, labels: Sequence[str] = ("negative", "positive")) -> list[dict[str, Any]]:
-    runtime = FakeRuntime(labels=tuple(labels))
-    scores = softmax(runtime.infer(runtime.encode([text])))[0]
-    return sorted(
-        (
-            {"label": label, "score": pytest.approx(float(score), abs=1e-6)}
-            for label, score in zip(labels, scores, strict=True)
-        ),
-        key=lambda element: -element["score"].expected,
-    )
-
-
-@contextmanager
-def live(app: Starlette) -> Generator[str]:
-    """A real server on a free loopback port."""
-    import uvicorn
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, loop="uvloop", http="httptools", ws="none", lifespan="on", log_config=None)
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        running.should_exit = True
-        thread.join(10)
+from hasten.runtime import FakeRuntime
+from hasten.server import ServeOptions
 
 
 def test_one_text_gives_labels_with_scores_best_first() -> None:
@@ -203,7 +91,7 @@ def test_hostile_bodies_are_refused_with_a_reason() -> None:
             assert reply.headers["x-hasten-artifact"] == DIGEST
         assert (await client.post("/predict", json={"inputs": "still here"})).status_code == 200
 
-    visit(script, runtime=GatedRuntime(gate=_open_gate()))
+    visit(script, runtime=GatedRuntime(gate=open_gate()))
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\0", " ", "\ufeff", "\U0010ffff", "naïve 東京 😀", "\u202e", "a" * 5000])
@@ -233,12 +121,6 @@ def test_no_body_makes_the_server_fail() -> None:
 
         check()
         runner.run(stack.aclose())
-
-
-def _open_gate() -> threading.Event:
-    gate = threading.Event()
-    gate.set()
-    return gate
 
 
 def test_a_large_body_is_refused_by_the_bytes_that_come() -> None:
@@ -279,125 +161,10 @@ def test_batched_answers_are_those_given_alone() -> None:
 
 @pytest.mark.parametrize(("batch_invariant", "largest"), [(True, 4), (False, 1)])
 def test_a_variant_that_is_not_batch_invariant_answers_one_by_one(batch_invariant: bool, largest: int) -> None:
-    runtime = GatedRuntime(gate=_open_gate())
+    runtime = GatedRuntime(gate=open_gate())
     reply = post({"inputs": ["t1", "t2", "t3", "t4"]}, runtime=runtime, batch_invariant=batch_invariant)
     assert reply.json() == [expected(text) for text in ("t1", "t2", "t3", "t4")]
     assert max(map(len, runtime.batches)) == largest
-
-
-def ask(client: httpx.AsyncClient, inputs: Any) -> asyncio.Task[httpx.Response]:
-    return asyncio.create_task(client.post("/predict", json={"inputs": inputs}))
-
-
-async def queue_holds(client: httpx.AsyncClient, rows: int) -> None:
-    async with asyncio.timeout(5):
-        while f"hasten_queue_rows {rows}.0" not in (await client.get("/metrics")).text:
-            await asyncio.sleep(0)
-
-
-def test_what_the_queue_cannot_hold_is_refused_at_once_and_whole() -> None:
-    async def script(client: httpx.AsyncClient) -> None:
-        tasks = [ask(client, "running")]
-        await runtime.busy()
-        tasks.append(ask(client, "waiting"))
-        await queue_holds(client, 1)
-        refused = await ask(client, ["x", "y"])
-        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-        assert refused.json()["error_type"] == "overloaded"
-        tasks.append(ask(client, "fits"))
-        await queue_holds(client, 2)
-        assert (await ask(client, "z")).status_code == 429
-        assert not runtime.gate.is_set()
-        runtime.gate.set()
-        assert [reply.status_code for reply in await asyncio.gather(*tasks)] == [200, 200, 200]
-        assert runtime.batches == [["running"], ["waiting", "fits"]]
-        metrics = (await client.get("/metrics")).text
-        assert "hasten_refusals_total 2.0" in metrics
-        assert 'hasten_requests_total{status="429"} 2.0' in metrics
-
-    runtime = GatedRuntime()
-    visit(script, runtime=runtime, options=replace(OPTIONS, max_queue=2))
-
-
-def test_a_text_that_cannot_be_computed_fails_alone() -> None:
-    async def script(client: httpx.AsyncClient) -> list[httpx.Response]:
-        first = ask(client, "first")
-        await runtime.busy()
-        tasks = []
-        for count, text in enumerate(("one", "bad", "two", "nan"), start=1):
-            tasks.append(ask(client, text))
-            await queue_holds(client, count)
-        runtime.gate.set()
-        return [await first, *await asyncio.gather(*tasks)]
-
-    runtime = GatedRuntime()
-    replies = visit(script, runtime=runtime)
-    assert [reply.status_code for reply in replies] == [200, 200, 500, 200, 500]
-    assert replies[1].json() == expected("one")
-    assert replies[3].json() == expected("two")
-    assert replies[2].json()["error_type"] == "backend"
-    assert "cannot compute" not in replies[2].text
-    assert len(runtime.batches[1]) == 4
-
-
-def test_the_row_of_a_client_that_left_is_not_computed() -> None:
-    async def script() -> None:
-        app = make_app(runtime)
-        async with client_of(app) as client:
-            first = ask(client, "first")
-            await runtime.busy()
-            left = asyncio.Event()
-            sent: list[Any] = []
-            messages = [{"type": "http.request", "body": b'{"inputs": "gone"}', "more_body": False}]
-
-            async def receive() -> dict[str, Any]:
-                if messages:
-                    return messages.pop()
-                await left.wait()
-                return {"type": "http.disconnect"}
-
-            async def send(message: Any) -> None:
-                sent.append(message)
-
-            scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b""}
-            request = asyncio.create_task(app(scope, receive, send))
-            await queue_holds(client, 1)
-            left.set()
-            await request
-            assert sent[0]["status"] == 499
-            assert "hasten_queue_rows 0.0" in (await client.get("/metrics")).text
-            second = ask(client, "second")
-            runtime.gate.set()
-            assert [reply.status_code for reply in await asyncio.gather(first, second)] == [200, 200]
-
-    runtime = GatedRuntime()
-    asyncio.run(script())
-    assert runtime.batches == [["first"], ["second"]]
-
-
-def test_closing_finishes_what_was_admitted_and_refuses_the_rest() -> None:
-    async def script() -> None:
-        app = make_app(runtime)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            assert (await client.get("/health")).status_code == 503
-            lifespan = app.router.lifespan_context(app)
-            await lifespan.__aenter__()
-            assert (await client.get("/health")).status_code == 200
-            admitted = asyncio.create_task(client.post("/predict", json={"inputs": "first"}))
-            await runtime.busy()
-            closing = asyncio.create_task(lifespan.__aexit__(None, None, None))
-            await asyncio.sleep(0)
-            assert (await client.get("/health")).status_code == 503
-            refused = await client.post("/predict", json={"inputs": "late"})
-            assert (refused.status_code, refused.json()["error_type"]) == (503, "overloaded")
-            runtime.gate.set()
-            assert (await admitted).status_code == 200
-            await closing
-            assert (await client.post("/predict", json={"inputs": "late"})).status_code == 503
-            assert (await client.get("/metrics")).status_code == 200
-
-    runtime = GatedRuntime()
-    asyncio.run(script())
 
 
 def test_the_other_routes() -> None:
@@ -446,124 +213,3 @@ def test_the_inference_client_of_the_hub_works_against_a_live_server(monkeypatch
     assert [element.label for element in answer] == [wanted[0]["label"]]
     assert reply.json() == wanted
     assert reply.headers["x-hasten-artifact"] == DIGEST
-
-
-def test_a_live_server_drops_the_row_of_a_client_that_hangs_up() -> None:
-    runtime = GatedRuntime()
-    head = b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Length: 18\r\n\r\n"
-    with live(make_app(runtime)) as url, httpx.Client(base_url=url, timeout=10) as client:
-
-        def wait_for(line: str) -> None:
-            for _ in range(1000):
-                if line in client.get("/metrics").text:
-                    return
-            raise AssertionError(line)
-
-        address = ("127.0.0.1", int(url.rpartition(":")[2]))
-        with socket.create_connection(address) as first, socket.create_connection(address) as second:
-            first.sendall(head + b'{"inputs":"first"}')
-            assert runtime.entered.wait(5)
-            second.sendall(head + b'{"inputs": "gone"}')
-            wait_for("hasten_queue_rows 1.0")
-            second.close()
-            wait_for('hasten_requests_total{status="499"} 1.0')
-            runtime.gate.set()
-            assert first.recv(1000).startswith(b"HTTP/1.1 200")
-    assert runtime.batches == [["first"]]
-
-
-def make_folder(folder: Path, *, batch_invariant: bool = False) -> Path:
-    folder.mkdir()
-    (folder / "model.onnx").write_bytes(b"weights")
-    seal(folder, Manifest(
-        schema="hasten.variant/1", name="onnx-int8", task="single_label_classification", format="onnx",
-        precision="int8", architecture="bert", labels=["negative", "positive"], max_tokens=64,
-        parameters=Parameters(embedding=1, encoder=1, head=1), batch_invariant=batch_invariant,
-        step=StepRecord(name="quantize", parent=None),
-    ))  # fmt: skip
-    return folder
-
-
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
-    """Replaces what needs a real model; lists what was called, for which variant, with how many threads."""
-    calls: list[tuple[str, str, int]] = []
-
-    def open_runtime(variant: Variant, *, threads: int) -> FakeRuntime:
-        calls.append(("open", variant.name, threads))
-        return FakeRuntime(max_tokens=64)
-
-    def replay_golden(variant: Variant, *, threads: int) -> float:
-        calls.append(("replay", variant.name, threads))
-        return 0.0
-
-    monkeypatch.setattr(server, "open_runtime", open_runtime)
-    monkeypatch.setattr(server, "replay_golden", replay_golden)
-    return calls
-
-
-def test_a_folder_is_checked_replayed_and_loaded(tmp_path: Path, loads: list[tuple[str, str, int]]) -> None:
-    async def script() -> httpx.Response:
-        async with client_of(open_app(make_folder(tmp_path / "v"), replace(OPTIONS, threads=3))) as client:
-            return await client.get("/health")
-
-    assert asyncio.run(script()).json()["name"] == "onnx-int8"
-    assert loads == [("replay", "onnx-int8", 3), ("open", "onnx-int8", 3)]
-    (tmp_path / "v" / "model.onnx").write_bytes(b"others")
-    with pytest.raises(ArtifactError, match="sha256"):
-        open_app(tmp_path / "v", OPTIONS)
-
-
-def test_serve_refuses_an_address_it_cannot_have(tmp_path: Path, loads: list[Any]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=f"port {port}"):
-            serve(tmp_path, replace(OPTIONS, port=port))
-    with pytest.raises(UsageError, match="port 70000"):
-        serve(tmp_path, replace(OPTIONS, port=70000))
-    assert loads == []
-
-
-def test_serve_answers_until_it_is_told_to_stop(
-    tmp_path: Path, loads: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import uvicorn
-
-    folder, replies = make_folder(tmp_path / "v"), list[httpx.Response]()
-    startup = uvicorn.Server.startup
-
-    async def ask_then_stop(self: uvicorn.Server, sockets: Any = None) -> None:
-        await startup(self, sockets)
-        host, port = sockets[0].getsockname()
-
-        def ask() -> None:
-            replies.append(httpx.post(f"http://{host}:{port}/predict", json={"inputs": "hello"}, timeout=10))
-
-        self.asked = asyncio.create_task(asyncio.to_thread(ask))
-        self.asked.add_done_callback(lambda _: setattr(self, "should_exit", True))
-
-    monkeypatch.setattr(uvicorn.Server, "startup", ask_then_stop)
-    serve(folder, replace(OPTIONS, port=0))
-    assert replies[0].json() == expected("hello")
-    assert "server" not in replies[0].headers
-
-
-def test_serve_says_so_when_the_warm_up_fails(
-    tmp_path: Path, loads: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Broken(FakeRuntime):
-        def infer(self, encodings: Sequence[Encoding]) -> Logits:
-            raise RuntimeError("no kernel for this")
-
-    monkeypatch.setattr(server, "open_runtime", lambda variant, threads: Broken())
-    with pytest.raises(ArtifactError, match="did not start"):
-        serve(make_folder(tmp_path / "v"), replace(OPTIONS, port=0))
-
-
-def test_serving_needs_no_heavy_library() -> None:
-    code = (
-        "import sys, hasten.server, uvicorn\n"
-        "heavy = {'torch', 'transformers', 'onnx', 'datasets', 'ray', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

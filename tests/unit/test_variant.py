@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from hasten.errors import ArtifactError
+from hasten.files import file_sha256, write_atomically
 from hasten.variant import (
     MANIFEST,
     SCHEMA,
@@ -19,11 +20,9 @@ from hasten.variant import (
     Variant,
     building,
     copy_configuration,
-    file_sha256,
     open_variant,
     seal,
     sweep_drafts,
-    write_atomically,
 )  # fmt: skip
 
 WHOLE = Manifest(

@@ -16,7 +16,15 @@ from conftest import write_csv
 from hasten.budget import Budget
 from hasten.errors import DataError
 from hasten.pipeline import Inputs, OptimizeOptions, read_data
-from hasten.workload import Workload, normalised, random_rows, read_workload, split, without_overlap
+from hasten.workload import (
+    Workload,
+    normalised,
+    random_rows,
+    read_texts,
+    read_workload,
+    split,
+    without_overlap,
+)
 
 LABELS = ("Bad", "Good", "Mixed")
 ROWS = [("awful film", "Bad"), ("great film", "Good"), ("so so", "Mixed"), ("great again", "Good")]
@@ -60,6 +68,17 @@ def test_csv(tmp_path: Path) -> None:
     found = read(path)
     assert (found.name, found.source, found.texts, found.labels) == ("test", path, TEXTS, IDS)
     assert len(found) == 4
+
+
+def test_texts_need_no_labels(tmp_path: Path) -> None:
+    source = tmp_path / "texts.csv"
+    source.write_text('text\nfine\n"awful, really"\n', encoding="utf-8")
+    assert read_texts(str(source)) == ("fine", "awful, really")
+    with pytest.raises(DataError, match="'body'"):
+        read_texts(str(source), text_column="body")
+    source.write_text("text\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no rows"):
+        read_texts(str(source))
 
 
 def test_csv_with_quotes_commas_and_line_breaks_inside(tmp_path: Path) -> None:
