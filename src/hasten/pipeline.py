@@ -25,6 +25,7 @@ from hasten.measurement import Measurement, load_measurement, this_host
 from hasten.onnx_export import ExportOptions, export
 from hasten.profiling import ProfileOptions, profile, run_key
 from hasten.quantization import QuantizeOptions, quantize
+from hasten.quantization_search import Choice, Question, choose_quantization
 from hasten.report import Report, RunInfo, ShapeRow, compare
 from hasten.report_render import save_report
 from hasten.splits import Data, Inputs, read_data
@@ -54,7 +55,9 @@ class OptimizeOptions:
         shapes: Student shapes to consider, such as `2x128,3x384`; None takes a catalogue.
         seed: Seed of splits, orders and training.
         export: How to export.
-        quantize: How to quantize.
+        quantize: How to quantize; the calibration is searched for.
+        max_lost_points: Points of accuracy that an INT8 variant may lose against its fp32 parent; if it loses more,
+            products are put back to fp32.
         distill: How to distil.
         profile: How to measure.
     """
@@ -69,6 +72,7 @@ class OptimizeOptions:
     seed: int = 0
     export: ExportOptions = field(default_factory=ExportOptions)
     quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
+    max_lost_points: float = 0.3
     distill: DistillOptions = field(default_factory=DistillOptions)
     profile: ProfileOptions = field(default_factory=ProfileOptions)
 
@@ -123,6 +127,7 @@ class _Road:
         self.candidates: list[Variant] = []
         self.assessments: dict[str, Assessment] = {}
         self.shapes: list[ShapeRow] = []
+        self.searches: dict[str, Choice] = {}
 
     def run(self) -> Report:
         """The whole road."""
@@ -159,12 +164,29 @@ class _Road:
         )
 
     def _quantize(self) -> list[Variant]:
-        self.observer.stage("quantizing to INT8")
-        return [self._quantized(self.candidates[-1], "onnx-int8")]
+        source = self.candidates[-1]
+        static = self._quantized(source, "onnx-int8", self._searched(source, "onnx-int8"))
+        dynamic = replace(self.options.quantize, method="dynamic")
+        return [static, self._quantized(source, "onnx-int8-dynamic", dynamic)]
 
-    def _quantized(self, source: Variant, name: str) -> Variant:
+    def _searched(self, source: Variant, name: str) -> QuantizeOptions:
+        """The way to quantize that the validation data speak for."""
+        self.observer.stage(f"looking for the best calibration of {name}")
+        question = Question(
+            source=source, texts=self._some_texts(QUANTIZE_TEXTS), valid=self.data.valid, options=self.options.quantize,
+            max_lost_points=self.options.max_lost_points, threads=self.options.profile.resolved_threads,
+        )  # fmt: skip
+        parts = (question.texts, self.data.valid.digest, question.options, question.max_lost_points)
+        key = make_key(source.digest, *parts)
+        choice: Choice = self.shop.cached(
+            f"quantization-{name}", key, Choice, lambda: choose_quantization(question, self.observer.advance)
+        )
+        self.searches[name] = choice
+        return choice.options
+
+    def _quantized(self, source: Variant, name: str, options: QuantizeOptions) -> Variant:
+        self.observer.stage(f"quantizing {name}")
         texts = self._some_texts(QUANTIZE_TEXTS)
-        options = self.options.quantize
         return self._step(
             name, [source.digest, options, texts], lambda out: quantize(source, out, options, name=name, texts=texts)
         )
@@ -183,9 +205,9 @@ class _Road:
             name = f"student-{shape}{suffix}"
             self.observer.stage(f"distilling {name}" if teacher else f"training {name}, without the teacher")
             trained = self._trained(start, f"{name}-torch", teacher)
-            self.observer.stage(f"exporting and quantizing {name}")
+            self.observer.stage(f"exporting {name}")
             exported = self._exported(trained, f"{name}-fp32")
-            quantized = self._quantized(exported, f"{name}-int8")
+            quantized = self._quantized(exported, f"{name}-int8", self._searched(exported, f"{name}-int8"))
             made += [exported, quantized] if teacher else [quantized]
         return made
 
@@ -271,13 +293,17 @@ class _Road:
         run = RunInfo(
             budget=self.options.budget, baseline=BASELINE, chosen=chosen, command=self.inputs.command,
             model=self.inputs.model, rows=_rows(self.data), removed=self.data.removed, notes=self._notes(chosen),
-            shapes=tuple(self.shapes), steps={v.name: v.manifest.step.facts for v in self.candidates},
+            shapes=tuple(self.shapes), steps={v.name: self._facts(v) for v in self.candidates},
         )  # fmt: skip
         self.shop.write_json(self.shop.out / "run-info.json", run)
         report = compare(measurements, run)
         save_report(report, self.shop.out)
         self.shop.choose(chosen)
         return report
+
+    def _facts(self, variant: Variant) -> dict[str, Any]:
+        search = self.searches.get(variant.name)
+        return variant.manifest.step.facts | ({} if search is None else {"search": msgspec.to_builtins(search)})
 
     def _notes(self, chosen: str | None) -> tuple[str, ...]:
         if chosen is None:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ class ProfileOptions:
         samples: Timed requests a variant, at least 1; below 299 no p99 can be judged.
         block: Requests before the next variant's turn, at least 1.
         warmup: Uncounted requests at the start of each block.
+        settle_s: Pause before each block, in which the threads of the variant before it stop spinning.
         breakdown_samples: Requests under the profiler, for where the time goes; 0 leaves that out.
         seed: Seed of the texts' order.
     """
@@ -45,6 +47,7 @@ class ProfileOptions:
     samples: int = 1000
     block: int = 25
     warmup: int = 2
+    settle_s: float = 0.1
     breakdown_samples: int = 40
     seed: int = 0
 
@@ -193,6 +196,7 @@ def _interleaved(
             block = texts[start : start + options.block]
             turns = range(len(workers)) if number % 2 == 0 else reversed(range(len(workers)))
             for turn in turns:
+                time.sleep(options.settle_s if len(workers) > 1 else 0)
                 replies[turn].append(workers[turn].classify(block, warmup=options.warmup))
             if progress is not None:
                 progress((start + len(block)) * len(workers), total)

@@ -1,31 +1,46 @@
-"""Quantization: a fp32 ONNX variant becomes INT8, with the loss measured.
+"""Quantization: a fp32 ONNX variant becomes INT8, with what it changes measured on real texts.
 
-Weights of the matrix products become 8-bit integers; activations are quantized as they are met (dynamic), with one
-scale for the whole batch. A text's logits therefore move with its batch-mates: the variant is marked as not
-batch-invariant, and is served one text at a time.
+Weights of the matrix products become 8-bit integers with one scale an output channel. Activations become 8-bit integers
+too, and there are two ways to come by their scale:
 
-Source: onnxruntime's guide "Quantize ONNX models", dynamic quantization; the affine scheme of Jacob et al. 2018.
+- *static*: from the ranges that calibration texts give, once. A text's logits do not depend on its batch-mates, which
+  is measured before the variant is marked as batch-invariant.
+- *dynamic*: from each batch as it comes. It needs no calibration, but a text's logits move with its batch-mates, so the
+  variant is served one text at a time.
+
+Products keep fp32 outputs, the residual path is never rounded, and the head stays in fp32: it is one row a text.
+
+Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+Inference", section 2, the affine scheme; carried out by onnxruntime's `quantize_static` and `quantize_dynamic`.
 """
 
 from __future__ import annotations
 
+import io
 import logging
+import tempfile
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from hasten.errors import ArtifactError, DataError, MissingExtraError
-from hasten.measurement import library_versions
-from hasten.runtime import finish, open_runtime, predict_logits
+from hasten.errors import ArtifactError, DataError, MissingExtraError, ParityError
+from hasten.invariance import batch_invariance
+from hasten.measurement import library_versions, this_host
+from hasten.runtime import OnnxRuntime, finish, open_runtime, predict_logits
 from hasten.variant import StepRecord, Variant, building, copy_configuration
 
 FLOAT_TENSOR = 1
-QUANTIZED_OPERATORS = ("MatMul", "Gemm", "Gather")
+PRODUCT, LOOKUP = "MatMul", "Gather"
 VERSIONED = ("onnx", "onnxruntime")
+INVARIANCE_TEXTS = 256
+SUMS_IN_32_BITS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
+
+Method = Literal["static", "dynamic"]
+Calibration = Literal["minmax", "percentile", "entropy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +48,29 @@ class QuantizeOptions:
     """How to quantize.
 
     Attributes:
+        method: Where the scales of activations come from: `static`, from calibration, or `dynamic`, from each batch.
+        calibration: Which range of the calibration texts is kept: all of it (`minmax`), its 99.999 % (`percentile`), or
+            that which loses the least information (`entropy`). Not used by the dynamic method.
+        calibration_texts: Texts to calibrate on, at most; at least 1.
         per_channel: One weight scale an output channel instead of one a matrix.
-        reduce_range: 7-bit weights, which cannot saturate the 16-bit sums of CPUs without VNNI.
+        reduce_range: 7-bit weights, which cannot saturate the 16-bit sums of CPUs without VNNI; None takes them where
+            this CPU is one.
         embeddings: Whether the embedding tables become INT8 too.
+        keep: Names of matrix products that stay in fp32.
     """
 
+    method: Method = "static"
+    calibration: Calibration = "minmax"
+    calibration_texts: int = 200
     per_channel: bool = True
-    reduce_range: bool = False
+    reduce_range: bool | None = None
     embeddings: bool = True
+    keep: tuple[str, ...] = ()
+
+    @property
+    def reduces_range(self) -> bool:
+        """Whether weights get 7 bits, as asked for or as this CPU calls for."""
+        return not SUMS_IN_32_BITS & set(this_host().instructions) if self.reduce_range is None else self.reduce_range
 
 
 def quantize(
@@ -53,13 +83,14 @@ def quantize(
         out: The folder to make.
         options: How; the defaults if None.
         name: The new variant's name.
-        texts: Real texts, at least one, on which the change of the answers is measured.
+        texts: Real texts of the training side, at least one, to calibrate on and to measure the change on.
 
     Returns:
-        The INT8 variant. Its step's facts hold the label flips and logit differences against the source.
+        The INT8 variant. Its step's facts hold the label flips and logit differences against the source, and whether
+        texts get the same logits alone and in batches.
 
     Raises:
-        ArtifactError: The source is no fp32 ONNX variant.
+        ArtifactError: The source is no fp32 ONNX variant, or no product of it can be quantized.
         DataError: There are no texts.
         ParityError: The INT8 model answers NaN.
         MissingExtraError: onnx is not installed.
@@ -69,15 +100,14 @@ def quantize(
         kind = f"{source.manifest.format} {source.manifest.precision}"
         raise ArtifactError(f"{source.path}: a {kind} variant; only a fp32 ONNX variant can be quantized")
     if not texts:
-        raise DataError("quantization measures its loss on real texts; none were given")
+        raise DataError("quantization calibrates and measures its loss on real texts; none were given")
     with building(out) as draft:
         copy_configuration(source, draft)
-        _quantize_graph(source, draft / "model.onnx", options)
-        manifest = replace(
-            source.manifest, name=name, precision="int8", batch_invariant=False, step=_record(source, options, {})
-        )
+        quantize_graph(source, draft / "model.onnx", options, texts)
+        manifest = replace(source.manifest, name=name, precision="int8", step=_record(source, options, {}))
         facts = _changes(source, Variant(path=draft, manifest=manifest), texts)
-        sealed = finish(draft, replace(manifest, step=_record(source, options, facts)))
+        invariant: bool = facts["batch_invariance"]["holds"]
+        sealed = finish(draft, replace(manifest, batch_invariant=invariant, step=_record(source, options, facts)))
     return Variant(path=out.resolve(), manifest=sealed)
 
 
@@ -85,43 +115,126 @@ def _record(source: Variant, options: QuantizeOptions, facts: dict[str, Any]) ->
     return StepRecord(
         name="quantize",
         parent=source.digest,
-        options=asdict(options),
+        options=asdict(options) | {"reduce_range": options.reduces_range},
         versions=library_versions(VERSIONED),
         facts=facts,
     )
 
 
-def _quantize_graph(source: Variant, path: Path, options: QuantizeOptions) -> None:
+def products(source: Variant) -> list[str]:
+    """Names of the products of activations with weights in an ONNX variant, in their order."""
+    import onnx
+
+    graph = onnx.load_model(source.path / source.weights, load_external_data=False).graph
+    weights = {initializer.name for initializer in graph.initializer}
+    return [node.name for node in graph.node if node.op_type == PRODUCT and node.input[1] in weights]
+
+
+def quantize_graph(
+    source: Variant, path: Path, options: QuantizeOptions, texts: Sequence[str], *, ranges: Path | None = None
+) -> None:
+    """Writes the INT8 graph of a variant.
+
+    Args:
+        source: A fp32 ONNX variant.
+        path: The file to write.
+        options: How.
+        texts: Texts to calibrate on.
+        ranges: A file to keep the calibrated ranges in and to take them from when it exists.
+
+    Raises:
+        ArtifactError: No product is left to quantize.
+        MissingExtraError: onnx is not installed.
+    """
     try:
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
         raise MissingExtraError("onnx", "optimize") from error
-    operators = [kind for kind in QUANTIZED_OPERATORS if kind != "Gather" or options.embeddings]
-    with _quiet_quantizer():
-        quantize_dynamic(
-            source.path / "model.onnx",
-            path,
-            op_types_to_quantize=operators,
-            per_channel=options.per_channel,
-            reduce_range=options.reduce_range,
-            weight_type=QuantType.QInt8,
-            extra_options={"DefaultTensorType": FLOAT_TENSOR},
-        )
+    wanted = [name for name in products(source) if name not in options.keep]
+    if not wanted:
+        raise ArtifactError(f"{source.path}: no product of activations with weights is left to quantize")
+    common: dict[str, Any] = {
+        "per_channel": options.per_channel,
+        "reduce_range": options.reduces_range,
+        "weight_type": QuantType.QInt8,
+    }
+    extra: dict[str, Any] = {"DefaultTensorType": FLOAT_TENSOR, "MatMulConstBOnly": True}
+    with tempfile.TemporaryDirectory() as folder, _quiet_quantizer():
+        graph = source.path / source.weights
+        if options.embeddings:
+            lookups, graph = graph, Path(folder) / "embeddings.onnx"
+            quantize_dynamic(lookups, graph, op_types_to_quantize=[LOOKUP], extra_options=extra, **common)
+        if options.method == "dynamic":
+            quantize_dynamic(
+                graph, path, op_types_to_quantize=[PRODUCT], nodes_to_quantize=wanted, extra_options=extra, **common
+            )
+        else:
+            _quantize_static(source, graph, path, options, texts[: options.calibration_texts], wanted, extra, ranges)
+
+
+def _quantize_static(
+    source: Variant, graph: Path, path: Path, options: QuantizeOptions, texts: Sequence[str], wanted: list[str],
+    extra: dict[str, Any], ranges: Path | None,
+) -> None:  # fmt: skip
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    methods = {
+        "minmax": CalibrationMethod.MinMax,
+        "percentile": CalibrationMethod.Percentile,
+        "entropy": CalibrationMethod.Entropy,
+    }
+    reader: Any = _Reader(source, texts)
+    quantize_static(
+        graph, path, reader, quant_format=QuantFormat.QDQ, op_types_to_quantize=[PRODUCT],
+        nodes_to_quantize=wanted, per_channel=options.per_channel, reduce_range=options.reduces_range,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=methods[options.calibration],
+        calibration_cache_path=ranges,
+        extra_options=extra | {
+            "OpTypesToExcludeOutputQuantization": [PRODUCT],
+            "DedicatedQDQPair": True,  # else the residual path reads the rounded activations
+            "CalibStridedMinMax": 1,  # one text at a time; the histograms cannot take several lengths at once
+        },
+    )  # fmt: skip
+
+
+class _Reader:
+    """Calibration texts as onnxruntime's quantizer reads them: one padded batch of one text after another."""
+
+    def __init__(self, source: Variant, texts: Sequence[str]) -> None:
+        runtime = OnnxRuntime(source, threads=1)
+        self._batches = [runtime.feed([encoding]) for encoding in runtime.encode(texts)]
+        self._next, self._end = 0, len(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._next, self._end = start_index, end_index
+
+    def get_next(self) -> dict[str, Any] | None:
+        if self._next >= self._end:
+            return None
+        self._next += 1
+        return self._batches[self._next - 1]
 
 
 @contextmanager
 def _quiet_quantizer() -> Generator[None]:
-    """Keeps the quantizer's advice to pre-process, which the export has done, off the root logger."""
+    """Keeps the quantizer's advice to pre-process, which the export has done, off the root logger and stdout."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):  # its calibrators print
+            yield
     finally:
         logging.disable(previous)
 
 
 def _changes(source: Variant, quantized: Variant, texts: Sequence[str]) -> dict[str, Any]:
-    before, after = (predict_logits(open_runtime(variant), texts) for variant in (source, quantized))
+    runtime = open_runtime(quantized)
+    before, after = predict_logits(open_runtime(source), texts), predict_logits(runtime, texts)
+    if not np.isfinite(after).all():
+        raise ParityError(f"{quantized.name}: the INT8 model answers NaN or infinity; its weights are broken")
     difference = np.abs(before - after).max(axis=-1)
     flips = int((before.argmax(-1) != after.argmax(-1)).sum())
     return {
@@ -130,5 +243,6 @@ def _changes(source: Variant, quantized: Variant, texts: Sequence[str]) -> dict[
             "label_flips": flips,
             "mean_logit_difference": float(difference.mean()),
             "max_logit_difference": float(difference.max()),
-        }
+        },
+        "batch_invariance": asdict(batch_invariance(runtime, texts[:INVARIANCE_TEXTS])),
     }

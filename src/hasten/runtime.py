@@ -112,9 +112,12 @@ class OnnxRuntime:
 
     def infer(self, encodings: Sequence[Encoding]) -> Logits:
         """Runs one padded batch; see `Runtime.infer`."""
+        return np.asarray(self._session.run(["logits"], self.feed(encodings))[0], dtype=np.float32)
+
+    def feed(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
+        """The graph's inputs for one padded batch, by name; each of shape [batch, tokens]."""
         batch = padded(encodings, self._pad_id)
-        outputs = self._session.run(["logits"], {name: batch[name] for name in self._inputs})
-        return np.asarray(outputs[0], dtype=np.float32)
+        return {name: batch[name] for name in self._inputs}
 
     def end_profiling(self) -> Path:
         """Stops onnxruntime's profiler and returns the path of its trace."""

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoConfig
 
 from conftest import FILLER, labelled_rows
 from hasten.checkpoint import ARCHITECTURES, import_checkpoint
 from hasten.errors import ArtifactError, DataError, ParityError
 from hasten.onnx_export import ExportOptions, export
-from hasten.quantization import quantize
+from hasten.onnx_fusion import require_fused
+from hasten.quantization import QuantizeOptions, products, quantize
+from hasten.quantization_search import Question, choose_quantization
 from hasten.runtime import open_runtime, predict_logits, replay_golden
 from hasten.variant import Variant, open_variant
+from hasten.workload import Workload
 
 ALIKE = {"camembert": "roberta", "xlm-roberta": "roberta"}
 TEXTS = [text for text, _ in labelled_rows(40, seed=5)] + ["good", " ".join(FILLER * 6)]
@@ -63,8 +70,30 @@ def test_exported_graph_has_the_promised_interface(bert: tuple[Variant, Variant]
     assert {node.name for node in session.get_inputs()} == {"input_ids", "attention_mask", "token_type_ids"}
     assert all(isinstance(axis, str) for node in session.get_inputs() for axis in node.shape)
     assert [node.name for node in session.get_outputs()] == ["logits"]
-    assert bert[1].manifest.step.facts["fused"]["SkipLayerNormalization"] == 4
-    assert bert[1].manifest.step.facts["fused"]["BiasGelu"] == 2
+
+
+def test_every_layer_is_fused(bert: tuple[Variant, Variant]) -> None:
+    import onnx
+
+    facts = bert[1].manifest.step.facts
+    assert facts["fused"] == {"query-key-value product": 2, "attention": 2, "normalised sum": 5, "activation": 2}
+    assert facts["not_fused"] == []
+    graph = onnx.load(bert[1].path / "model.onnx").graph
+    assert len(graph.node) <= 30, "the mask is handed to the attention as it is, without a graph of its own"
+    assert Counter(node.op_type for node in graph.node)["MatMul"] == 2 * 4
+
+
+def test_a_graph_that_lost_a_fusion_is_refused(bert: tuple[Variant, Variant]) -> None:
+    import onnx
+
+    graph = onnx.load(bert[1].path / "model.onnx")
+    config = AutoConfig.from_pretrained(bert[1].path)
+    require_fused(graph, config)
+    for operator, what in (("MultiHeadAttention", "attention"), ("BiasGelu", "activation")):
+        lesser = onnx.ModelProto.FromString(graph.SerializeToString())
+        lesser.graph.node.remove(next(node for node in lesser.graph.node if node.op_type == operator))
+        with pytest.raises(ArtifactError, match=f"has 1 fused operators for the {what}"):
+            require_fused(lesser, config)
 
 
 def test_variant_folder_opens_in_transformers(bert: tuple[Variant, Variant]) -> None:
@@ -92,11 +121,67 @@ def test_only_torch_variants_are_exported(bert: tuple[Variant, Variant], tmp_pat
         export(bert[1], tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("options", "invariant"),
+    [
+        (QuantizeOptions(), True),
+        (QuantizeOptions(calibration="percentile"), True),
+        (QuantizeOptions(calibration="entropy", calibration_texts=1), True),
+        (QuantizeOptions(method="dynamic"), False),
+    ],
+    ids=["minmax", "percentile", "entropy", "dynamic"],
+)
+def test_only_static_int8_is_batch_invariant(
+    bert: tuple[Variant, Variant], tmp_path: Path, options: QuantizeOptions, invariant: bool, capfd: Any
+) -> None:
+    quantized = quantize(bert[1], tmp_path / "onnx-int8", options, texts=TEXTS)
+    measured = quantized.manifest.step.facts["batch_invariance"]
+    assert quantized.manifest.batch_invariant == measured["holds"] == invariant
+    assert (measured["max_logit_difference"] == 0) == invariant
+    alone = predict_logits(open_runtime(quantized), TEXTS)
+    assert (np.abs(padded_logits(quantized, 16) - alone).max() <= 1e-5) == invariant
+    assert capfd.readouterr().out == ""
+
+
+def test_products_that_are_kept_stay_in_fp32(bert: tuple[Variant, Variant], tmp_path: Path) -> None:
+    import onnx
+
+    every = products(bert[1])
+    assert len(every) == 2 * 4
+    kept = quantize(bert[1], tmp_path / "mixed", QuantizeOptions(keep=tuple(every[:3])), texts=TEXTS)
+    graph = onnx.load(kept.path / "model.onnx").graph
+    weights = {initializer.name: initializer.data_type for initializer in graph.initializer}
+    types = {node.name: weights.get(node.input[1]) for node in graph.node if node.op_type == "MatMul"}
+    assert [types[name] == onnx.TensorProto.FLOAT for name in every] == [True] * 3 + [False] * 5
+    with pytest.raises(ArtifactError, match="left to quantize"):
+        quantize(bert[1], tmp_path / "none", QuantizeOptions(keep=tuple(every)), texts=TEXTS)
+
+
+def test_the_search_puts_products_back_until_the_loss_is_small(bert: tuple[Variant, Variant]) -> None:
+    rows = labelled_rows(60, seed=9)
+    labels = open_runtime(bert[1]).infer(open_runtime(bert[1]).encode([text for text, _ in rows])).argmax(-1)
+    valid = Workload(name="valid", source="", texts=tuple(t for t, _ in rows), labels=tuple(map(int, labels)))
+    question = Question(
+        source=bert[1], texts=TEXTS, valid=valid, options=QuantizeOptions(reduce_range=False), max_lost_points=100.0,
+        threads=1,
+    )  # fmt: skip
+    easy = choose_quantization(question)
+    assert easy.holds
+    assert [c.options.calibration for c in easy.candidates] == ["minmax", "percentile", "entropy"]
+    assert sum(c.chosen for c in easy.candidates) == 1
+    assert easy.options in [c.options for c in easy.candidates]
+    assert min(easy.candidates, key=lambda c: c.mean_logit_difference).chosen
+    hard = choose_quantization(replace(question, max_lost_points=-1000.0))
+    assert not hard.holds
+    assert sorted(hard.sensitivity.values(), reverse=True) == list(hard.sensitivity.values())
+    assert set(hard.sensitivity) == set(products(bert[1]))
+    assert [len(c.options.keep) for c in hard.candidates] == [0, 0, 0, 1, 2, 3, 4]
+
+
 def test_quantization_shrinks_and_measures_its_loss(bert: tuple[Variant, Variant], tmp_path: Path) -> None:
     quantized = quantize(bert[1], tmp_path / "onnx-int8", texts=TEXTS)
     assert quantized.size_bytes < bert[1].size_bytes
     assert quantized.manifest.precision == "int8"
-    assert not quantized.manifest.batch_invariant
     change = quantized.manifest.step.facts["against_fp32"]
     expected = predict_logits(open_runtime(bert[1]), TEXTS)
     got = predict_logits(open_runtime(quantized), TEXTS)

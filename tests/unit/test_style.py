@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src" / "hasten").rglob("*.py"))
 HEAVY = {"torch", "transformers", "onnx", "onnxscript", "datasets", "plotly", "safetensors", "sympy", "jinja2", "ray"}
 NOT_AT_START = {"torch", "transformers", "onnx", "onnxruntime", "scipy", "datasets", "plotly", "tokenizers"}
+ROOMS = {"onnx_fusion"}  # all of it is about a heavy library; only functions import it
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 MACHINE_PATH = re.compile(r"(?<![\w./<~$}-])/(?:home|root|Users|work|mnt)/\w")
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".json", ".jinja", ".sh", ".cfg", ""}
@@ -101,7 +102,9 @@ def test_nothing_is_pickled_and_nothing_heavy_loads_with_a_module(path: Path) ->
     anywhere = {name.partition(".")[0] for name in named_modules(ast.walk(module))}
     at_once = {name.partition(".")[0] for name in named_modules(at_module_level(module))}
     assert not anywhere & PICKLES
-    assert not at_once & HEAVY
+    if path.stem not in ROOMS:
+        assert not at_once & HEAVY
+    assert not {f"hasten.{room}" for room in ROOMS} & set(named_modules(at_module_level(module)))
     assert not [n.lineno for n in ast.walk(module) if isinstance(n, ast.keyword) and n.arg == "allow_pickle"]
 
 

@@ -1,0 +1,81 @@
+"""Batch invariance: whether a text gets the same logits alone and in any company.
+
+Each text is run alone, in random batches, and among mates that stretch a batch's activations: the longest text, a run
+of tokens that the tokenizer does not know, a long repetition, and the texts whose logits are largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hasten.errors import DataError
+from hasten.runtime import Logits, Runtime, predict_logits
+from hasten.tokenization import Encoding
+
+TOLERANCE = 1e-5
+BATCH = 8
+REPEATED_WORDS = 512
+UNKNOWN = "\U0001f9ff\u16a0\u2603 " * 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invariance:
+    """What company does to logits.
+
+    Attributes:
+        holds: No label flips, and no logit moves by more than `TOLERANCE`.
+        label_flips: Answers that differ from the one given alone, over all batches.
+        max_logit_difference: Largest move of a logit.
+        texts: Texts that were compared.
+    """
+
+    holds: bool
+    label_flips: int
+    max_logit_difference: float
+    texts: int
+
+
+def batch_invariance(runtime: Runtime, texts: Sequence[str], *, seed: int = 0) -> Invariance:
+    """Compares each text's logits alone with those in random batches and among adversarial mates.
+
+    Args:
+        runtime: What to run.
+        texts: The texts, at least one.
+        seed: Seed of the random batches.
+
+    Returns:
+        Flips and the largest difference.
+
+    Raises:
+        DataError: There are no texts.
+    """
+    if not texts:
+        raise DataError("batch invariance is measured on texts; none were given")
+    alone = predict_logits(runtime, texts)
+    encodings = runtime.encode(texts)
+    order = np.random.default_rng(seed).permutation(len(texts)).tolist()
+    batches = [(order[at : at + BATCH], list[Encoding]()) for at in range(0, len(order), BATCH)]
+    mates = _adversaries(runtime, texts, encodings, alone)
+    batches += [(order[at : at + BATCH - len(mates)], mates) for at in range(0, len(order), BATCH - len(mates))]
+    flips, difference = 0, 0.0
+    for rows, company in batches:
+        found = runtime.infer([*(encodings[row] for row in rows), *company])[: len(rows)]
+        flips += int((found.argmax(-1) != alone[rows].argmax(-1)).sum())
+        difference = max(difference, float(np.abs(found - alone[rows]).max()))
+    return Invariance(
+        holds=flips == 0 and difference <= TOLERANCE,
+        label_flips=flips,
+        max_logit_difference=difference,
+        texts=len(texts),
+    )
+
+
+def _adversaries(
+    runtime: Runtime, texts: Sequence[str], encodings: Sequence[Encoding], alone: Logits
+) -> list[Encoding]:
+    longest = max(encodings, key=len)
+    largest = encodings[int(np.abs(alone).max(axis=-1).argmax())]
+    return [longest, largest, *runtime.encode([UNKNOWN, f"{texts[0].split()[0]} " * REPEATED_WORDS])]

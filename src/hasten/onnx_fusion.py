@@ -1,0 +1,278 @@
+"""Fusion: the traced graph of an encoder, rewritten into few large operators; which ones it must have is enforced.
+
+Per layer there is one product for query, key and value, one attention, one residual with normalisation after each half
+and one activation with its bias; the sum of the embeddings is normalised in one operator too. The patterns of single
+operators are ONNX Script's and onnxruntime's. Four rewrites are our own, since neither has them:
+
+- products of one input with several weights become one product and a split;
+- a position bias and a mask, added one after the other to the scores, are added to each other first, which leaves
+  the one addend that the attention operator takes (MPNet);
+- an attention bias that is nothing but the padding mask becomes the operator's own padding mask, which saves some
+  twenty small nodes a text; that it is one is established by running it;
+- a normalised sum of embeddings is fused although one of the two is the same for every text.
+
+What these operators cannot express stays as it was traced: disentangled attention (DeBERTa) and attention with rotary
+positions and windows (ModernBERT).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from os.path import commonpath
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import onnxruntime as ort
+from onnxscript.optimizer import optimize
+from onnxscript.rewriter import pattern
+from onnxscript.rewriter.ort_fusions import shape_optimization
+from onnxscript.rewriter.ort_fusions.bias_gelu import fuse_bias_gelu
+from onnxscript.rewriter.ort_fusions.erfgelu import fuse_erfgelu
+from onnxscript.rewriter.ort_fusions.gelu import fuse_gelu
+from onnxscript.rewriter.ort_fusions.mha import fuse_mha2
+from onnxscript.rewriter.ort_fusions.mha_bias import fuse_mha_bias
+from onnxscript.rewriter.ort_fusions.mha_scale import fuse_mha_scale
+from onnxscript.rewriter.ort_fusions.sdpa import fuse_sdpa
+from onnxscript.rewriter.ort_fusions.sdpa_via_mha import replace_sdpa_by_mha
+from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_layer_normalization
+
+from hasten.errors import ArtifactError
+
+# onnxruntime's fusion classes import each other from their own folder, which its package puts on the path.
+from onnxruntime.transformers.onnx_model import OnnxModel  # isort: skip
+from onnxruntime.transformers.fusion_biasgelu import FusionBiasGelu  # isort: skip
+from onnxruntime.transformers.fusion_fastgelu import FusionFastGelu  # isort: skip
+
+CONTRIB = "com.microsoft"
+KEY_PADDING_MASK, ATTENTION_BIAS = 4, 5  # inputs of MultiHeadAttention
+MASKED_BELOW = -1e4
+LONGEST_PROBE_TOKENS = 2048
+OPERATORS = {
+    "query-key-value product": ("/qkv", ".Wqkv/"),
+    "attention": ("MultiHeadAttention",),
+    "normalised sum": ("SkipLayerNormalization",),
+    "activation": ("BiasGelu", "FastGelu", "Gelu"),
+}
+UNFUSABLE = {
+    "deberta-v2": ("attention",),
+    "modernbert": ("normalised sum",),
+}
+UNSUMMED_EMBEDDINGS = ("deberta-v2",)  # it masks what it normalises
+FUSED_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+
+
+def fuse(traced: onnx.ModelProto, longest_tokens: int) -> onnx.ModelProto:
+    """Rewrites a traced encoder.
+
+    Args:
+        traced: The graph as the exporter gave it, its inputs named as transformers names them, batch and sequence
+            symbolic, its nodes named `<module path>/<name>`.
+        longest_tokens: Longest sequence that the model takes, in tokens; masks are probed up to it.
+
+    Returns:
+        A graph with the same inputs and outputs, equal up to rounding.
+    """
+    model = ir.serde.deserialize_model(traced)
+    _tidy(model)
+    fuse_erfgelu(model)
+    fuse_skip_layer_normalization(model)
+    _ONE_ADDEND.apply_to_model(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    fuse_sdpa(model, apply_shape_inference=True)
+    for fusion in (fuse_mha2, fuse_mha_scale, fuse_mha_bias, replace_sdpa_by_mha, fuse_gelu, fuse_bias_gelu):
+        fusion(model)
+    _EMBEDDING_NORM.apply_to_model(model)
+    optimize(model)
+    _merge_products(model)
+    _use_padding_masks(model, min(longest_tokens, LONGEST_PROBE_TOKENS))
+    optimize(model)
+    passes.DeduplicateInitializersPass()(model)
+    model.graph.opset_imports.setdefault(CONTRIB, 1)
+    fused = OnnxModel(ir.serde.serialize_model(model))
+    FusionFastGelu(fused).apply()
+    FusionBiasGelu(fused, is_fastgelu=True).apply()
+    fused.prune_graph()
+    fused.topological_sort()
+    return fused.model
+
+
+def _tidy(model: ir.Model) -> None:
+    passes.ShapeInferencePass()(model)
+    optimize(model)
+    shape_optimization.rules.apply_to_model(model)
+    optimize(model)
+
+
+class _OneAddend(pattern.RewriteRuleClassBase):
+    """Softmax((scores + bias) + mask) is Softmax(scores + (bias + mask))."""
+
+    def pattern(self, op: Any, queries: Any, keys: Any, scale: Any, bias: Any, mask: Any) -> Any:
+        scores = op.MatMul(queries, keys)
+        either = [op.Div(scores, scale), op.Mul(scores, scale)]
+        scaled = pattern.OrValue(either, tag_var="scaling", tag_values=["/", "*"])
+        return op.Softmax(op.Add(op.Add(scaled, bias), mask), axis=-1)
+
+    def rewrite(
+        self, op: Any, queries: Any, keys: Any, scale: Any, bias: Any, mask: Any, scaling: str, **_: Any
+    ) -> Any:
+        scores = op.MatMul(queries, keys)
+        scaled = op.Div(scores, scale) if scaling == "/" else op.Mul(scores, scale)
+        return op.Softmax(op.Add(scaled, op.Add(bias, mask)), axis=-1)
+
+
+class _EmbeddingNorm(pattern.RewriteRuleClassBase):
+    """Normalises a sum of which one part may have a batch of one, as position embeddings have."""
+
+    def pattern(self, op: Any, tokens: Any, positions: Any, gamma: Any, beta: Any) -> Any:
+        return op.LayerNormalization(
+            op.Add(tokens, positions), gamma, beta, axis=-1, _allow_other_attributes=True, _outputs=["norm"]
+        )
+
+    def check(self, _context: Any, tokens: ir.Value, positions: ir.Value, **_: Any) -> Any:
+        result = pattern.MatchResult()
+        if tokens.shape is None or positions.shape is None:
+            return result.fail("shapes are unknown")
+        wide, narrow = list(tokens.shape), list(positions.shape)
+        if len(wide) != 3 or len(narrow) != 3 or wide[2] != narrow[2] or isinstance(narrow[1], int):
+            return result.fail("not a sum of embeddings")
+        return result
+
+    def rewrite(self, op: Any, tokens: Any, positions: Any, gamma: Any, beta: Any, norm: ir.Value, **_: Any) -> Any:
+        producer = norm.producer()
+        epsilon = producer.attributes.get_float("epsilon", 1e-5) if producer else 1e-5
+        return op.SkipLayerNormalization(tokens, positions, gamma, beta, epsilon=epsilon, _domain=CONTRIB)
+
+
+_ONE_ADDEND = pattern.RewriteRuleSet([_OneAddend.rule()])
+_EMBEDDING_NORM = pattern.RewriteRuleSet([_EmbeddingNorm.rule()])
+
+
+def _merge_products(model: ir.Model) -> None:
+    """Products of one input with several constant matrices become one product and a split."""
+    groups: dict[ir.Value, list[ir.Node]] = defaultdict(list)
+    for node in model.graph:
+        if node.op_type == "MatMul" and _matrix(node) is not None and (given := node.inputs[0]) is not None:
+            groups[given].append(node)
+    merged: dict[tuple[str | None, ...], ir.Value] = {}
+    for given, nodes in groups.items():
+        if len(nodes) > 1:
+            _merge(model, given, nodes, merged)
+
+
+def _matrix(product: ir.Node) -> Any:
+    """The constant matrix a product multiplies with; None if there is none."""
+    weight = product.inputs[1]
+    tensor = weight.const_value if weight is not None else None
+    return tensor.numpy() if tensor is not None and len(tensor.shape) == 2 else None
+
+
+def _merge(
+    model: ir.Model, given: ir.Value, nodes: Sequence[ir.Node], merged: dict[tuple[str | None, ...], ir.Value]
+) -> None:
+    """Layers that share their weights share the merged ones."""
+    graph, matrices = model.graph, [_matrix(node) for node in nodes]
+    places = [(node.name or "").rpartition("/")[0].replace(".", "/") for node in nodes]
+    path = commonpath(places).replace("/", ".")
+    key = tuple(node.inputs[1].name for node in nodes if node.inputs[1] is not None)
+    if key not in merged:
+        merged[key] = _initializer(graph, f"{path}.qkv.weight", np.concatenate(matrices, axis=1))
+    number = sum(node.op_type == "Split" for node in graph)
+    widths = _initializer(graph, f"{path}.qkv.widths.{number}", np.array([m.shape[1] for m in matrices], np.int64))
+    product = ir.node("MatMul", [given, merged[key]], name=f"{path}/qkv_{number}")
+    parts = ir.node(
+        "Split", [product.outputs[0], widths], {"axis": -1}, num_outputs=len(nodes), name=f"{path}/split_{number}"
+    )
+    graph.insert_before(nodes[0], [product, parts])
+    for node, part in zip(nodes, parts.outputs, strict=True):
+        old = node.outputs[0]
+        part.shape, part.type = old.shape, old.type
+        ir.convenience.replace_all_uses_with(old, part)
+        graph.remove(node, safe=True)
+
+
+def _initializer(graph: ir.Graph, name: str, content: Any) -> ir.Value:
+    tensor = ir.tensor(np.ascontiguousarray(content), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(content.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _use_padding_masks(model: ir.Model, longest_tokens: int) -> None:
+    """Hands the padding mask to each attention whose bias is nothing else."""
+    attentions = [node for node in model.graph if node.op_type == "MultiHeadAttention"]
+    biases = {bias for node in attentions if (bias := _input(node, ATTENTION_BIAS)) is not None}
+    plain = {bias for bias in biases if _is_padding_mask(model, bias, longest_tokens)}
+    if not plain:
+        return
+    (mask,) = (value for value in model.graph.inputs if value.name == "attention_mask")
+    cast = ir.node("Cast", [mask], {"to": ir.DataType.INT32}, name="/padding_mask")
+    model.graph.insert_before(model.graph[0], cast)
+    for node in attentions:
+        if _input(node, ATTENTION_BIAS) in plain:
+            node.replace_input_with(KEY_PADDING_MASK, cast.outputs[0])
+            node.replace_input_with(ATTENTION_BIAS, None)
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if len(node.inputs) > index else None
+
+
+def _is_padding_mask(model: ir.Model, bias: ir.Value, longest_tokens: int) -> bool:
+    """Runs what makes a bias on padded batches: 0 where there is a token, hugely negative where there is none."""
+    part = ir.convenience.extract(model.graph, inputs=model.graph.inputs, outputs=[bias])
+    probe = ir.serde.serialize_model(ir.Model(part, ir_version=model.ir_version)).SerializeToString()
+    session = ort.InferenceSession(probe, providers=["CPUExecutionProvider"])
+    for tokens in {2, longest_tokens}:
+        mask = np.ones((3, tokens), np.int64)
+        mask[1, 1:], mask[2, tokens // 2 + 1 :] = 0, 0
+        feeds = {node.name: mask for node in session.get_inputs()}
+        found = np.asarray(session.run(None, feeds)[0])
+        kept = np.broadcast_to(mask[:, None, None, :] == 1, found.shape)
+        if not ((found[kept] == 0).all() and (found[~kept] <= MASKED_BELOW).all()):
+            return False
+    return True
+
+
+def require_fused(graph: onnx.ModelProto, config: Any) -> dict[str, Any]:
+    """Counts the fused operators and refuses a graph that has fewer than its layers call for.
+
+    Args:
+        graph: The fused graph.
+        config: The model's configuration, as transformers has it.
+
+    Returns:
+        `fused`, operators by what they do, with their count, and `not_fused`, what this architecture leaves as it was.
+
+    Raises:
+        ArtifactError: Operators are missing, which would make a slower model.
+    """
+    kind, layers = config.model_type, int(config.num_hidden_layers)
+    left = UNFUSABLE.get(kind, ()) + (() if _activation(config) in FUSED_ACTIVATIONS else ("activation",))
+    sums = 2 * layers + int(kind not in UNSUMMED_EMBEDDINGS)
+    wanted: dict[str, int] = dict.fromkeys(OPERATORS, layers) | {"normalised sum": sums}
+    counts = _counts(graph)
+    for what, operators in OPERATORS.items():
+        if what not in left and counts[what] < wanted[what]:
+            raise ArtifactError(
+                f"the export of {kind!r} has {counts[what]} fused operators for the {what} ({' or '.join(operators)}) "
+                f"where its {layers} layers call for {wanted[what]}: the installed torch, transformers or onnxscript "
+                "write another graph than the one that is known"
+            )
+    return {"fused": dict(counts), "not_fused": list(left)}
+
+
+def _activation(config: Any) -> str | None:
+    names = ("hidden_act", "activation", "hidden_activation")
+    return next((getattr(config, name) for name in names if hasattr(config, name)), None)
+
+
+def _counts(graph: onnx.ModelProto) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for node in graph.graph.node:
+        for what, operators in OPERATORS.items():
+            counts[what] += node.op_type in operators or any(o in node.name for o in operators if "/" in o)
+    return counts
