@@ -1,7 +1,8 @@
 """Profiling: latency, quality and memory of several variants, in one interleaved run; and where their time goes.
 
 Every variant runs in a process of its own with the same number of threads. Blocks of texts go to the variants in
-turn, in an order that alternates, so that a slow minute of the machine falls on all of them. Each sample is one text,
+turn, in an order that alternates, so that a slow minute of the machine falls on all of them; a pause before each block
+lets the threads of the variant before it come to rest. Each sample is one text,
 from text to scores.
 """
 
