@@ -25,6 +25,7 @@ from provenance import save_result
 
 SEED = 7
 LONGEST_S = 45.0
+TRAIN_ROWS, TEST_ROWS = 700, 200
 
 
 def command(folder: Path, out: Path) -> list[str]:
@@ -68,9 +69,9 @@ def main(wanted: int) -> None:
     generator = random.Random(SEED)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = labelled_rows(1500, seed=1)
-        write_csv(folder / "train.csv", rows[:900])
-        write_csv(folder / "test.csv", rows[900:])
+        rows = labelled_rows(TRAIN_ROWS + TEST_ROWS, seed=1)
+        write_csv(folder / "train.csv", rows[:TRAIN_ROWS])
+        write_csv(folder / "test.csv", rows[TRAIN_ROWS:])
         make_trained(folder, str(folder / "train.csv"))
         began = time.monotonic()
         interrupted(folder, folder / "undisturbed", 0, generator)

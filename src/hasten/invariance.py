@@ -17,7 +17,7 @@ from hasten.tokenization import Encoding
 
 TOLERANCE = 1e-5
 BATCH = 8
-REPEATED_WORDS = 512
+REPETITIONS = 512
 UNKNOWN = "\U0001f9ff\u16a0\u2603 " * 64
 
 
@@ -78,4 +78,4 @@ def _adversaries(
 ) -> list[Encoding]:
     longest = max(encodings, key=len)
     largest = encodings[int(np.abs(alone).max(axis=-1).argmax())]
-    return [longest, largest, *runtime.encode([UNKNOWN, f"{texts[0].split()[0]} " * REPEATED_WORDS])]
+    return [longest, largest, *runtime.encode([UNKNOWN, f"{texts[0]} " * REPETITIONS])]

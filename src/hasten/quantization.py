@@ -30,7 +30,7 @@ import numpy as np
 from hasten.errors import ArtifactError, DataError, MissingExtraError, ParityError
 from hasten.invariance import batch_invariance
 from hasten.measurement import library_versions, this_host
-from hasten.runtime import OnnxRuntime, finish, open_runtime, predict_logits
+from hasten.runtime import Logits, OnnxRuntime, finish, open_runtime, predict_logits
 from hasten.variant import StepRecord, Variant, building, copy_configuration
 
 FLOAT_TENSOR = 1
@@ -91,21 +91,24 @@ def quantize(
 
     Raises:
         ArtifactError: The source is no fp32 ONNX variant, or no product of it can be quantized.
-        DataError: There are no texts.
-        ParityError: The INT8 model answers NaN.
+        DataError: There are no texts, or only empty ones.
+        ParityError: The source or the INT8 model answers NaN.
         MissingExtraError: onnx is not installed.
     """
     options = options or QuantizeOptions()
     if (source.manifest.format, source.manifest.precision) != ("onnx", "fp32"):
         kind = f"{source.manifest.format} {source.manifest.precision}"
         raise ArtifactError(f"{source.path}: a {kind} variant; only a fp32 ONNX variant can be quantized")
-    if not texts:
-        raise DataError("quantization calibrates and measures its loss on real texts; none were given")
+    if not any(text.strip() for text in texts):
+        raise DataError(
+            f"quantization calibrates and measures its loss on real texts; all {len(texts)} given are empty"
+        )
+    before = _finite_logits(source, texts)
     with building(out) as draft:
         copy_configuration(source, draft)
         quantize_graph(source, draft / "model.onnx", options, texts)
         manifest = replace(source.manifest, name=name, precision="int8", step=_record(source, options, {}))
-        facts = _changes(source, Variant(path=draft, manifest=manifest), texts)
+        facts = _changes(before, Variant(path=draft, manifest=manifest), texts)
         invariant: bool = facts["batch_invariance"]["holds"]
         sealed = finish(draft, replace(manifest, batch_invariant=invariant, step=_record(source, options, facts)))
     return Variant(path=out.resolve(), manifest=sealed)
@@ -230,11 +233,15 @@ def _quiet_quantizer() -> Generator[None]:
         logging.disable(previous)
 
 
-def _changes(source: Variant, quantized: Variant, texts: Sequence[str]) -> dict[str, Any]:
-    runtime = open_runtime(quantized)
-    before, after = predict_logits(open_runtime(source), texts), predict_logits(runtime, texts)
-    if not np.isfinite(after).all():
-        raise ParityError(f"{quantized.name}: the INT8 model answers NaN or infinity; its weights are broken")
+def _finite_logits(variant: Variant, texts: Sequence[str]) -> Logits:
+    logits = predict_logits(open_runtime(variant), texts)
+    if not np.isfinite(logits).all():
+        raise ParityError(f"{variant.name}: the model answers NaN or infinity on real texts; its weights are broken")
+    return logits
+
+
+def _changes(before: Logits, quantized: Variant, texts: Sequence[str]) -> dict[str, Any]:
+    after = _finite_logits(quantized, texts)
     difference = np.abs(before - after).max(axis=-1)
     flips = int((before.argmax(-1) != after.argmax(-1)).sum())
     return {
@@ -244,5 +251,5 @@ def _changes(source: Variant, quantized: Variant, texts: Sequence[str]) -> dict[
             "mean_logit_difference": float(difference.mean()),
             "max_logit_difference": float(difference.max()),
         },
-        "batch_invariance": asdict(batch_invariance(runtime, texts[:INVARIANCE_TEXTS])),
+        "batch_invariance": asdict(batch_invariance(open_runtime(quantized), texts[:INVARIANCE_TEXTS])),
     }

@@ -48,6 +48,7 @@ def test_a_budget_that_nothing_meets_goes_the_whole_road_and_chooses_nothing(who
         "torch-fp32",
         "onnx-fp32",
         "onnx-int8",
+        "onnx-int8-dynamic",
         *(f"student-{shape}-{kind}" for shape in _shape(report) for kind in ("fp32", "int8", "undistilled-int8")),
     }
     assert report["chosen"] is None

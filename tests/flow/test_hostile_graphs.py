@@ -1,0 +1,126 @@
+"""Graphs that were tampered with and sealed again, so that hashes agree: an error, and nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from onnx.external_data_helper import set_external_data
+
+from conftest import FILLER, labelled_rows
+from hasten.checkpoint import import_checkpoint
+from hasten.errors import ArtifactError, DataError, HastenError, ParityError
+from hasten.onnx_export import export
+from hasten.quantization import quantize
+from hasten.runtime import open_runtime, replay_golden
+from hasten.variant import Variant, open_variant, seal
+
+TEXTS = [text for text, _ in labelled_rows(12, seed=5)]
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Variant:
+    folder = tmp_path_factory.mktemp("bert-onnx")
+    source = import_checkpoint(str(checkpoint("bert")), folder / "torch-fp32")
+    return export(source, folder / "onnx-fp32", texts=TEXTS)
+
+
+@pytest.fixture
+def folder(exported: Variant, tmp_path: Path) -> Path:
+    """A copy to tamper with, beside a file that is none of its business."""
+    (tmp_path / "secret.bin").write_bytes(np.ones(4096, np.float32).tobytes())
+    return Path(shutil.copytree(exported.path, tmp_path / "variant"))
+
+
+def resealed(folder: Path, graph: onnx.ModelProto) -> Variant:
+    """The folder with another graph, as if it had been made so."""
+    manifest = open_variant(folder).manifest
+    (folder / "model.onnx").write_bytes(graph.SerializeToString())
+    seal(folder, manifest)
+    return open_variant(folder)
+
+
+def pointing(folder: Path, location: str) -> Variant:
+    """The graph with one of its weights taken from another file."""
+    graph = onnx.load(folder / "model.onnx")
+    weight = max(graph.graph.initializer, key=lambda initializer: len(initializer.raw_data))
+    set_external_data(weight, location=location, offset=0, length=len(weight.raw_data))
+    weight.ClearField("raw_data")
+    return resealed(folder, graph)
+
+
+@pytest.mark.parametrize("place", ["absolute", "above", "missing"])
+def test_weights_outside_the_folder_are_refused(folder: Path, place: str) -> None:
+    secret = folder.parent / "secret.bin"
+    location = {"absolute": str(secret), "above": "../secret.bin", "missing": "weights.bin"}[place]
+    with pytest.raises(ArtifactError, match="cannot load it"):
+        open_runtime(pointing(folder, location))
+
+
+@pytest.mark.parametrize(("link", "says"), [(os.symlink, "points outside"), (os.link, "sha256 differs")])
+def test_a_link_to_what_lies_outside_is_refused(folder: Path, link: Callable[[Path, Path], None], says: str) -> None:
+    """A hard link is the file itself, so what is written through it from outside shows in its hash."""
+    manifest, secret = open_variant(folder).manifest, folder.parent / "secret.bin"
+    link(secret, folder / "weights.bin")
+    seal(folder, manifest)
+    secret.write_bytes(b"changed")
+    with pytest.raises(ArtifactError, match=says):
+        open_variant(folder)
+
+
+def test_an_operator_of_another_domain_is_refused(folder: Path) -> None:
+    graph = onnx.load(folder / "model.onnx")
+    graph.graph.node[0].domain = "com.example"
+    graph.opset_import.append(helper.make_opsetid("com.example", 1))
+    with pytest.raises(ArtifactError, match="cannot load it"):
+        open_runtime(resealed(folder, graph))
+
+
+def test_weights_that_are_no_numbers_are_refused(folder: Path, tmp_path: Path) -> None:
+    graph = onnx.load(folder / "model.onnx")
+    weight = max(graph.graph.initializer, key=lambda initializer: len(initializer.raw_data))
+    broken = numpy_helper.to_array(weight).copy()
+    broken[:] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(broken, weight.name))
+    source = resealed(folder, graph)
+    with pytest.raises(ParityError, match="NaN"):
+        quantize(source, tmp_path / "onnx-int8", texts=TEXTS)
+    assert not list(tmp_path.glob("*int8*"))
+
+
+@pytest.mark.parametrize("tenth", range(1, 10))
+def test_truncated_and_flipped_files_are_refused(folder: Path, tenth: int) -> None:
+    path = folder / "model.onnx"
+    whole = path.read_bytes()
+    at = len(whole) * tenth // 10
+    manifest = open_variant(folder).manifest
+    for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match="sha256 differs"):
+            open_variant(folder)
+    path.write_bytes(whole[:at])
+    seal(folder, manifest)
+    with pytest.raises(HastenError):
+        replay_golden(open_variant(folder))
+
+
+@pytest.mark.parametrize(
+    "texts", [["one"], ["東京は今日も晴れ", "Привет, мир"], [" ".join(FILLER * 6)]],
+    ids=["one row", "another script", "longest"],
+)  # fmt: skip
+def test_odd_calibration_texts_still_give_numbers(exported: Variant, tmp_path: Path, texts: list[str]) -> None:
+    made = quantize(exported, tmp_path / "onnx-int8", texts=texts)
+    assert made.manifest.batch_invariant
+    assert replay_golden(made) <= 1e-5
+
+
+def test_empty_calibration_texts_are_refused(exported: Variant, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="all 2 given are empty"):
+        quantize(exported, tmp_path / "onnx-int8", texts=["", " "])
+    assert list(tmp_path.iterdir()) == []
