@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from hasten.errors import ArtifactError, MissingExtraError
+from hasten.golden import finish
 from hasten.measurement import library_versions
-from hasten.runtime import finish
 from hasten.torch_runtime import count_parameters, quiet_transformers
 from hasten.variant import SCHEMA, Manifest, StepRecord, Variant, building
 

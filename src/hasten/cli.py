@@ -302,13 +302,15 @@ def serve(
 @app.command()
 def verify(folder: Folder) -> None:
     """Check every hash of a variant folder and replay the logits recorded when it was made."""
-    from hasten.runtime import replay_golden
+    from hasten.golden import other_machine, replay_golden
     from hasten.variant import open_variant
 
     variant = open_variant(folder)
     difference = replay_golden(variant)
     sys.stdout.write(f"{variant.name}: {len(variant.manifest.files)} files as written, digest {variant.digest[:16]}, "
                      f"golden logits replayed to within {difference:.2g}\n")  # fmt: skip
+    for sentence in other_machine(variant):
+        sys.stdout.write(f"{sentence}\n")
 
 
 @app.command()

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from hasten.errors import ArtifactError, DataError, UsageError
 from hasten.files import write_atomically
+from hasten.golden import finish
 from hasten.measurement import library_versions
-from hasten.runtime import Logits, finish, open_runtime, predict_logits
+from hasten.runtime import Logits, open_runtime, predict_logits
 from hasten.tokenization import TextEncoder, pad_token_id
 from hasten.torch_runtime import load_torch_model
 from hasten.torch_training import Progress, TrainingSet, TrainOptions, fit

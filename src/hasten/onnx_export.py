@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from hasten.errors import ArtifactError, MissingExtraError, ParityError
+from hasten.golden import GOLDEN_TEXTS, finish
 from hasten.measurement import library_versions
-from hasten.runtime import GOLDEN_TEXTS, Runtime, finish, open_runtime, predict_logits
+from hasten.runtime import Runtime, open_runtime, predict_logits
 from hasten.torch_runtime import load_torch_model, model_inputs
 from hasten.variant import Manifest, StepRecord, Variant, building, copy_configuration
 

@@ -56,8 +56,8 @@ class OptimizeOptions:
         seed: Seed of splits, orders and training.
         export: How to export.
         quantize: How to quantize; the calibration is searched for.
-        max_lost_points: Points of accuracy that an INT8 variant may lose against its fp32 parent; if it loses more,
-            products are put back to fp32.
+        max_lost_points: Points of accuracy that an INT8 variant may lose against its fp32 parent; if it is shown to
+            lose more, products are put back to fp32.
         distill: How to distil.
         profile: How to measure.
     """

@@ -28,9 +28,10 @@ from typing import Any, Literal
 import numpy as np
 
 from hasten.errors import ArtifactError, DataError, MissingExtraError, ParityError
+from hasten.golden import finish
 from hasten.invariance import batch_invariance
 from hasten.measurement import library_versions, this_host
-from hasten.runtime import Logits, OnnxRuntime, finish, open_runtime, predict_logits
+from hasten.runtime import Logits, OnnxRuntime, open_runtime, predict_logits
 from hasten.variant import StepRecord, Variant, building, copy_configuration
 
 FLOAT_TENSOR = 1
@@ -70,7 +71,12 @@ class QuantizeOptions:
     @property
     def reduces_range(self) -> bool:
         """Whether weights get 7 bits, as asked for or as this CPU calls for."""
-        return not SUMS_IN_32_BITS & set(this_host().instructions) if self.reduce_range is None else self.reduce_range
+        return can_saturate() if self.reduce_range is None else self.reduce_range
+
+
+def can_saturate() -> bool:
+    """Whether this CPU sums products of 8-bit integers in 16 bits, where two large ones do not fit."""
+    return not SUMS_IN_32_BITS & set(this_host().instructions)
 
 
 def quantize(

@@ -1,12 +1,13 @@
-"""Which INT8? Ways to calibrate are tried and judged by the user's validation data; fp32 comes back where it must.
+"""Which INT8? Ways to quantize are tried on the user's texts; fp32 comes back where it must.
 
-Ranges of activations can be kept whole or cut, and which is better hangs on the model's outliers. Each way is carried
-out and its answers compared with those of the fp32 parent. If even the best loses more accuracy than allowed, the
-products of activations with weights are put back to fp32 one by one, the most sensitive first, until the loss is small
-enough.
+Ranges of activations can be kept whole or cut, and which is better hangs on the model's outliers. Weights of 8 bits are
+finer than of 7, but can saturate on CPUs without VNNI, and whether they do hangs on the weights. So each way is carried
+out, and the one that moves the logits of training texts least is taken. Its loss of accuracy against the fp32 parent is
+then judged on the validation split. If that shows that more is lost than allowed, the products of activations with
+weights are put back to fp32 one by one, the most sensitive first, until it no longer does.
 
-Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", section 3 (range setting) and section 3.4
-(the order of products by the loss that each causes alone). We differ in what decides: labels of the validation data.
+Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", on range setting and on the analysis of
+layers one at a time. We differ in the criterion: logits of the user's texts rather than errors of tensors.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from hasten.intervals import Interval, paired_ratio
-from hasten.quantization import Calibration, QuantizeOptions, products, quantize_graph
+from hasten.quantization import Calibration, QuantizeOptions, can_saturate, products, quantize_graph
 from hasten.runtime import Logits, OnnxRuntime, predict_logits
 from hasten.variant import Variant, copy_configuration
 from hasten.workload import Workload
@@ -28,29 +31,22 @@ CALIBRATIONS: tuple[Calibration, ...] = ("minmax", "percentile", "entropy")
 SENSITIVITY_TEXTS = 64
 
 Progress = Callable[[int, int], None]
+Loss = Literal["holds", "undecided", "too large"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way to quantize, and what it cost on the validation data.
+    """One way to quantize, and what it does to the logits of training texts.
 
     Attributes:
         options: The way.
-        accuracy: Share of right answers, 0 to 1.
-        retention: Accuracy over that of the fp32 parent, with its two-sided 95 % interval.
-        lost_points: Points of accuracy lost against the fp32 parent; negative where it gained.
-        label_flips: Answers that differ from the fp32 parent's.
-        mean_logit_difference: Mean over texts of the largest move of a logit.
-        chosen: Whether this is the way that was taken.
+        mean_logit_difference: Mean over texts of the largest move of a logit against the fp32 parent.
+        label_flips: Answers that differ from the parent's.
     """
 
     options: QuantizeOptions
-    accuracy: float
-    retention: Interval
-    lost_points: float
-    label_flips: int
     mean_logit_difference: float
-    chosen: bool = False
+    label_flips: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,20 +54,20 @@ class Choice:
     """What a search came to.
 
     Attributes:
-        candidates: All that were tried, in their order; one is chosen.
+        options: The way that was chosen.
+        lost_points: Points of accuracy lost against the fp32 parent on the validation split, with the two-sided 95 %
+            interval; negative where it gained.
+        loss: Whether the interval shows the loss to be allowed (`holds`), to be `too large`, or neither.
+        candidates: All ways that were compared.
         sensitivity: Products by the mean move of a logit that quantizing each alone causes, worst first; empty where
             none had to be put back.
-        holds: Whether the chosen one loses no more than allowed.
     """
 
+    options: QuantizeOptions
+    lost_points: Interval
+    loss: Loss
     candidates: list[Candidate]
     sensitivity: dict[str, float]
-    holds: bool
-
-    @property
-    def options(self) -> QuantizeOptions:
-        """The way that was chosen."""
-        return next(candidate.options for candidate in self.candidates if candidate.chosen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +76,9 @@ class Question:
 
     Attributes:
         source: The fp32 ONNX variant.
-        texts: Texts of the training side to calibrate on.
+        texts: Texts of the training side, to calibrate on and to compare logits on.
         valid: Labelled texts to judge by.
-        options: Where to start; its calibration is replaced.
+        options: Where to start; its calibration is replaced, and its range where it leaves that open.
         max_lost_points: Points of accuracy that may be lost against the parent.
         threads: Threads for an inference.
     """
@@ -96,76 +92,87 @@ class Question:
 
 
 def choose_quantization(question: Question, progress: Progress | None = None) -> Choice:
-    """Tries ways to calibrate, then fp32 for the most sensitive products, until the loss is small enough.
+    """Compares ways to quantize, judges the best, puts products back to fp32 where it loses too much.
 
     Args:
         question: The parent, the texts, the data to judge by.
-        progress: Told how many of how many candidates have been tried.
+        progress: Told how many of how many ways have been tried.
 
     Returns:
-        All candidates, the chosen one marked: the first whose loss is small enough with the smallest move of logits,
-        or, where none holds, the one that loses least.
+        The way to quantize, with its loss; `too large` only if half of the products in fp32 did not help.
     """
-    parent = predict_logits(OnnxRuntime(question.source, threads=question.threads), question.valid.texts)
-    tried: list[Candidate] = []
-    for done, calibration in enumerate(CALIBRATIONS):
-        tried.append(_candidate(question, replace(question.options, calibration=calibration), parent))
-        if progress:
-            progress(done + 1, len(CALIBRATIONS))
-    best, sensitivity = _best(tried, question.max_lost_points), dict[str, float]()
-    if best.lost_points > question.max_lost_points:
-        sensitivity = _sensitivity(question, best.options)
-        for kept in range(1, len(sensitivity) // 2 + 1):
-            keep = tuple(list(sensitivity)[:kept])
-            tried.append(_candidate(question, replace(best.options, keep=keep), parent))
-            if progress:
-                progress(kept, len(sensitivity) // 2)
-            if tried[-1].lost_points <= question.max_lost_points:
-                break
-        best = _best(tried, question.max_lost_points)
-    marked = [replace(candidate, chosen=candidate is best) for candidate in tried]
-    return Choice(candidates=marked, sensitivity=sensitivity, holds=best.lost_points <= question.max_lost_points)
-
-
-def _best(tried: Sequence[Candidate], max_lost_points: float) -> Candidate:
-    def rank(candidate: Candidate) -> tuple[float, float]:
-        return max(candidate.lost_points, max_lost_points), candidate.mean_logit_difference
-
-    return min(tried, key=rank)
-
-
-def _candidate(question: Question, options: QuantizeOptions, parent: Logits) -> Candidate:
-    found = _logits(question, options, question.valid.texts)
-    labels = np.asarray(question.valid.labels)
-    right, right_before = found.argmax(-1) == labels, parent.argmax(-1) == labels
-    return Candidate(
-        options=options,
-        accuracy=float(right.mean()),
-        retention=paired_ratio(right, right_before),
-        lost_points=100 * float(right_before.mean() - right.mean()),
-        label_flips=int((found.argmax(-1) != parent.argmax(-1)).sum()),
-        mean_logit_difference=float(np.abs(found - parent).max(axis=-1).mean()),
-    )
-
-
-def _logits(question: Question, options: QuantizeOptions, texts: Sequence[str]) -> Logits:
-    """Answers of the parent quantized in some way; no folder is kept."""
     with tempfile.TemporaryDirectory(prefix="hasten-") as name:
-        folder = Path(name)
-        copy_configuration(question.source, folder)
-        quantize_graph(question.source, folder / "model.onnx", options, question.texts)
-        draft = Variant(path=folder, manifest=question.source.manifest)
-        return predict_logits(OnnxRuntime(draft, threads=question.threads), texts)
+        copy_configuration(question.source, Path(name))
+        return _Search(question, Path(name), progress).run()
 
 
-def _sensitivity(question: Question, options: QuantizeOptions) -> dict[str, float]:
-    """How far logits move when one product alone is quantized, worst first."""
-    every = products(question.source)
-    texts = question.valid.texts[:SENSITIVITY_TEXTS]
-    parent = predict_logits(OnnxRuntime(question.source, threads=question.threads), texts)
-    moves: dict[str, float] = {}
-    for product in every:
-        rest = tuple(name for name in every if name != product)
-        found = _logits(question, replace(options, keep=rest, embeddings=False), texts)
-        moves[product] = float(np.abs(found - parent).max(axis=-1).mean())
-    return dict(sorted(moves.items(), key=lambda move: -move[1]))
+class _Search:
+    """One search, in a folder of its own; ranges are calibrated once a method."""
+
+    def __init__(self, question: Question, folder: Path, progress: Progress | None) -> None:
+        self.question, self.folder, self.progress = question, folder, progress
+
+    def run(self) -> Choice:
+        """The best way, then fp32 for products until the loss is not shown to be too large."""
+        candidates = self._candidates()
+        options = min(candidates, key=lambda candidate: candidate.mean_logit_difference).options
+        lost, sensitivity = self._lost_points(options), dict[str, float]()
+        if self._verdict(lost) == "too large":
+            sensitivity = self._sensitivity(options)
+            for kept in range(1, len(sensitivity) // 2 + 1):
+                options = replace(options, keep=tuple(sensitivity)[:kept])
+                lost = self._lost_points(options)
+                if self._verdict(lost) != "too large":
+                    break
+        return Choice(
+            options=options, lost_points=lost, loss=self._verdict(lost), candidates=candidates, sensitivity=sensitivity
+        )
+
+    def _candidates(self) -> list[Candidate]:
+        start = self.question.options
+        ranges = (False, True) if start.reduce_range is None and can_saturate() else (start.reduces_range,)
+        ways = [replace(start, calibration=c, reduce_range=r) for c, r in product(CALIBRATIONS, ranges)]
+        before = self._parent(self.question.texts)
+        found: list[Candidate] = []
+        for way in ways:
+            after = self._quantized(way, self.question.texts)
+            flips = int((after.argmax(-1) != before.argmax(-1)).sum())
+            found.append(Candidate(options=way, mean_logit_difference=_move(after, before), label_flips=flips))
+            if self.progress is not None:
+                self.progress(len(found), len(ways))
+        return found
+
+    def _parent(self, texts: Sequence[str]) -> Logits:
+        return predict_logits(OnnxRuntime(self.question.source, threads=self.question.threads), texts)
+
+    def _quantized(self, options: QuantizeOptions, texts: Sequence[str]) -> Logits:
+        ranges = self.folder / f"{options.calibration}.json"
+        quantize_graph(self.question.source, self.folder / "model.onnx", options, self.question.texts, ranges=ranges)
+        draft = Variant(path=self.folder, manifest=self.question.source.manifest)
+        return predict_logits(OnnxRuntime(draft, threads=self.question.threads), texts)
+
+    def _lost_points(self, options: QuantizeOptions) -> Interval:
+        labels = np.asarray(self.question.valid.labels)
+        after = self._quantized(options, self.question.valid.texts).argmax(-1) == labels
+        before = self._parent(self.question.valid.texts).argmax(-1) == labels
+        points, kept = 100 * float(before.mean()), paired_ratio(after, before)
+        lower, upper = (None if limit is None else points * (1 - limit) for limit in (kept.upper, kept.lower))
+        return Interval(value=points * (1 - kept.value), lower=lower, upper=upper)
+
+    def _verdict(self, lost: Interval) -> Loss:
+        if lost.upper is not None and lost.upper <= self.question.max_lost_points:
+            return "holds"
+        return "too large" if lost.lower is not None and lost.lower > self.question.max_lost_points else "undecided"
+
+    def _sensitivity(self, options: QuantizeOptions) -> dict[str, float]:
+        """How far logits move when one product alone is quantized, worst first."""
+        every, texts = products(self.question.source), self.question.texts[:SENSITIVITY_TEXTS]
+        before, moves = self._parent(texts), dict[str, float]()
+        for name in every:
+            rest = tuple(other for other in every if other != name)
+            moves[name] = _move(self._quantized(replace(options, keep=rest), texts), before)
+        return dict(sorted(moves.items(), key=lambda move: -move[1]))
+
+
+def _move(after: Logits, before: Logits) -> float:
+    return float(np.abs(after - before).max(axis=-1).mean())

@@ -11,25 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.errors import ArtifactError, ParityError
+from hasten.errors import ArtifactError
 from hasten.tokenization import Encoding, TextEncoder, pad_token_id, padded
-from hasten.variant import Manifest, Variant, seal
+from hasten.variant import Variant
 
 Logits = NDArray[np.float32]
-GOLDEN = "golden.json"
-GOLDEN_TOLERANCE = 1e-3
-GOLDEN_TEXTS = (
-    "ok",
-    "The delivery came two days late, but the support team was friendly and solved it.",
-    "Prix : 12,50 € — naïve café, 東京, ünïcode and 1234567890!",
-    "the first half of this long sentence is about nothing in particular " * 6,
-)
 
 
 class Runtime(Protocol):
@@ -169,71 +160,3 @@ def softmax(logits: Logits) -> Logits:
     """Probabilities from logits; shape [batch, labels], rows sum to 1."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Golden:
-    """Texts and the logits they gave when the folder was made.
-
-    Attributes:
-        texts: The texts.
-        logits: One row a text; shape [texts, labels].
-    """
-
-    texts: tuple[str, ...]
-    logits: tuple[tuple[float, ...], ...]
-
-    @classmethod
-    def record(cls, runtime: Runtime) -> Self:
-        """Runs the fixed golden texts, one at a time."""
-        logits = predict_logits(runtime, GOLDEN_TEXTS)
-        if not np.isfinite(logits).all():
-            raise ParityError("the model answers NaN or infinity on ordinary text; its weights are broken")
-        return cls(texts=GOLDEN_TEXTS, logits=tuple(tuple(map(float, row)) for row in logits))
-
-
-def finish(draft: Path, manifest: Manifest) -> Manifest:
-    """Records golden logits into a complete draft folder and seals it.
-
-    Args:
-        draft: The folder, with weights, configuration and tokenizer.
-        manifest: What to write into `variant.json`; its `files` is replaced.
-
-    Returns:
-        The manifest as written.
-
-    Raises:
-        ParityError: The model answers NaN or infinity.
-    """
-    runtime = open_runtime(Variant(path=draft, manifest=manifest))
-    (draft / GOLDEN).write_bytes(msgspec.json.encode(Golden.record(runtime)) + b"\n")
-    return seal(draft, manifest)
-
-
-def replay_golden(variant: Variant, *, threads: int = 1) -> float:
-    """Runs a variant's golden texts again and compares.
-
-    Args:
-        variant: An opened folder.
-        threads: Threads to run with.
-
-    Returns:
-        Largest absolute difference of a logit.
-
-    Raises:
-        ArtifactError: There is nothing to replay.
-        ParityError: The difference is above `GOLDEN_TOLERANCE`.
-    """
-    try:
-        golden = msgspec.json.decode((variant.path / GOLDEN).read_bytes(), type=Golden)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ArtifactError(f"{variant.path}: no golden logits to replay: {error}") from error
-    now = predict_logits(open_runtime(variant, threads=threads), golden.texts)
-    difference = float(np.abs(now - np.asarray(golden.logits, dtype=np.float32)).max())
-    if not difference <= GOLDEN_TOLERANCE:
-        raise ParityError(
-            f"{variant.path}: logits differ by {difference:.2g} from those recorded when the folder was made "
-            f"(at most {GOLDEN_TOLERANCE:g}); this machine or its libraries compute it differently: "
-            "measure it again here"
-        )
-    return difference

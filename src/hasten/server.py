@@ -43,7 +43,8 @@ from starlette.routing import Route
 from hasten import __version__
 from hasten.batching import Answer, Batcher, Limits
 from hasten.errors import ArtifactError, DataError, OverloadedError, UsageError
-from hasten.runtime import Logits, Runtime, open_runtime, replay_golden, softmax
+from hasten.golden import other_machine, replay_golden
+from hasten.runtime import Logits, Runtime, open_runtime, softmax
 from hasten.serve_options import ServeOptions
 from hasten.tokenization import Encoding
 from hasten.variant import open_variant
@@ -259,6 +260,8 @@ def open_app(folder: Path | str, options: ServeOptions) -> Starlette:
     """The app of a variant folder: checks its hashes, replays its golden logits, loads it; raises what `serve` does."""
     variant = open_variant(folder)
     replay_golden(variant, threads=options.resolved_threads)
+    for sentence in other_machine(variant):
+        _log.warning("%s: %s", variant.name, sentence)
     return create_app(
         open_runtime(variant, threads=options.resolved_threads), name=variant.name, digest=variant.digest,
         batch_invariant=variant.manifest.batch_invariant, max_tokens=variant.manifest.max_tokens, options=options,

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hasten.errors import ArtifactError, UsageError
+from hasten.golden import finish
 from hasten.measurement import library_versions
-from hasten.runtime import finish
 from hasten.torch_runtime import count_parameters, load_torch_model
 from hasten.variant import StepRecord, Variant, building, copy_configuration
 

@@ -15,11 +15,12 @@ from transformers import AutoConfig
 from conftest import FILLER, labelled_rows
 from hasten.checkpoint import ARCHITECTURES, import_checkpoint
 from hasten.errors import ArtifactError, DataError, ParityError
+from hasten.golden import replay_golden
 from hasten.onnx_export import ExportOptions, export
 from hasten.onnx_fusion import require_fused
 from hasten.quantization import QuantizeOptions, products, quantize
 from hasten.quantization_search import Question, choose_quantization
-from hasten.runtime import open_runtime, predict_logits, replay_golden
+from hasten.runtime import open_runtime, predict_logits
 from hasten.variant import Variant, open_variant
 from hasten.workload import Workload
 
@@ -157,25 +158,25 @@ def test_products_that_are_kept_stay_in_fp32(bert: tuple[Variant, Variant], tmp_
         quantize(bert[1], tmp_path / "none", QuantizeOptions(keep=tuple(every)), texts=TEXTS)
 
 
-def test_the_search_puts_products_back_until_the_loss_is_small(bert: tuple[Variant, Variant]) -> None:
-    rows = labelled_rows(60, seed=9)
-    labels = open_runtime(bert[1]).infer(open_runtime(bert[1]).encode([text for text, _ in rows])).argmax(-1)
-    valid = Workload(name="valid", source="", texts=tuple(t for t, _ in rows), labels=tuple(map(int, labels)))
+def test_the_search_takes_what_moves_logits_least_and_puts_products_back(bert: tuple[Variant, Variant]) -> None:
+    runtime = open_runtime(bert[1])
+    texts = tuple(text for text, _ in labelled_rows(60, seed=9))
+    own = tuple(map(int, predict_logits(runtime, texts).argmax(-1)))
+    valid = Workload(name="valid", source="", texts=texts, labels=own)
     question = Question(
-        source=bert[1], texts=TEXTS, valid=valid, options=QuantizeOptions(reduce_range=False), max_lost_points=100.0,
-        threads=1,
-    )  # fmt: skip
+        source=bert[1], texts=TEXTS, valid=valid, options=QuantizeOptions(), max_lost_points=100.0, threads=1
+    )
     easy = choose_quantization(question)
-    assert easy.holds
-    assert [c.options.calibration for c in easy.candidates] == ["minmax", "percentile", "entropy"]
-    assert sum(c.chosen for c in easy.candidates) == 1
-    assert easy.options in [c.options for c in easy.candidates]
-    assert min(easy.candidates, key=lambda c: c.mean_logit_difference).chosen
+    assert easy.loss == "holds"
+    assert {c.options.calibration for c in easy.candidates} == {"minmax", "percentile", "entropy"}
+    assert easy.options == min(easy.candidates, key=lambda c: c.mean_logit_difference).options
+    assert easy.lost_points.lower <= easy.lost_points.value <= easy.lost_points.upper
     hard = choose_quantization(replace(question, max_lost_points=-1000.0))
-    assert not hard.holds
-    assert sorted(hard.sensitivity.values(), reverse=True) == list(hard.sensitivity.values())
+    assert hard.loss == "too large"
     assert set(hard.sensitivity) == set(products(bert[1]))
-    assert [len(c.options.keep) for c in hard.candidates] == [0, 0, 0, 1, 2, 3, 4]
+    assert sorted(hard.sensitivity.values(), reverse=True) == list(hard.sensitivity.values())
+    assert hard.options.keep == tuple(hard.sensitivity)[:4], "half of the eight products, the worst first"
+    assert choose_quantization(replace(question, max_lost_points=easy.lost_points.value)).loss == "undecided"
 
 
 def test_quantization_shrinks_and_measures_its_loss(bert: tuple[Variant, Variant], tmp_path: Path) -> None:

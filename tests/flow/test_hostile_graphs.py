@@ -16,9 +16,10 @@ from onnx.external_data_helper import set_external_data
 from conftest import FILLER, labelled_rows
 from hasten.checkpoint import import_checkpoint
 from hasten.errors import ArtifactError, DataError, HastenError, ParityError
+from hasten.golden import replay_golden
 from hasten.onnx_export import export
 from hasten.quantization import quantize
-from hasten.runtime import open_runtime, replay_golden
+from hasten.runtime import open_runtime
 from hasten.variant import Variant, open_variant, seal
 
 TEXTS = [text for text, _ in labelled_rows(12, seed=5)]

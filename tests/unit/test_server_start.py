@@ -48,6 +48,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
 
     monkeypatch.setattr(server, "open_runtime", open_runtime)
     monkeypatch.setattr(server, "replay_golden", replay_golden)
+    monkeypatch.setattr(server, "other_machine", lambda variant: [])
     return calls
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from conftest import labelled_rows
 from hasten.checkpoint import import_checkpoint
 from hasten.errors import ArtifactError, UsageError
-from hasten.runtime import open_runtime, predict_logits, replay_golden
+from hasten.golden import replay_golden
+from hasten.runtime import open_runtime, predict_logits
 from hasten.students import (
     Shape,
     candidate_shapes,

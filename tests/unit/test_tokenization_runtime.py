@@ -16,17 +16,8 @@ from hypothesis import strategies as st
 from conftest import LABELS, labelled_rows
 from hasten.checkpoint import import_checkpoint
 from hasten.errors import ArtifactError, DataError, ParityError
-from hasten.runtime import (
-    GOLDEN,
-    GOLDEN_TEXTS,
-    FakeRuntime,
-    Golden,
-    finish,
-    open_runtime,
-    predict_logits,
-    replay_golden,
-    softmax,
-)  # fmt: skip
+from hasten.golden import GOLDEN, GOLDEN_TEXTS, Golden, finish, other_machine, replay_golden
+from hasten.runtime import FakeRuntime, open_runtime, predict_logits, softmax  # fmt: skip
 from hasten.tokenization import Encoding, TextEncoder, pad_token_id, padded
 from hasten.variant import MANIFEST, Variant, open_variant, seal
 
@@ -207,6 +198,16 @@ def test_golden_logits_that_another_machine_would_not_give_are_refused(bert: Var
     (copy / GOLDEN).write_text(json.dumps(golden))
     with pytest.raises(ParityError, match=r"logits differ by 0\.01"):
         replay_golden(resealed(copy, bert))
+
+
+def test_another_machine_is_told_with_what_it_means(bert: Variant, copy: Path) -> None:
+    assert other_machine(bert) == []
+    golden = json.loads((copy / GOLDEN).read_text())
+    golden["machine"] = {"cpu": "Abacus 1", "instructions": ["avx512_vnni"], "versions": {"onnxruntime": "1.0"}}
+    (copy / GOLDEN).write_text(json.dumps(golden))
+    told = "\n".join(other_machine(resealed(copy, bert)))
+    for part in ("avx512_vnni", "measure its accuracy", "Abacus 1", "onnxruntime 1.0", "tokenizers none"):
+        assert part in told
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[1]"])

@@ -1,0 +1,154 @@
+"""Golden logits: what a folder answered when it was made, on which machine, to be compared with what it answers here.
+
+Integer arithmetic differs between CPUs, and kernels between versions of a runtime, so a folder that is intact can still
+answer differently. The logits of fixed texts tell whether it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import msgspec
+import numpy as np
+
+from hasten.errors import ArtifactError, ParityError
+from hasten.measurement import library_versions, this_host
+from hasten.runtime import Runtime, open_runtime, predict_logits
+from hasten.variant import Manifest, Variant, seal
+
+GOLDEN = "golden.json"
+GOLDEN_TOLERANCE = 1e-3
+GOLDEN_TEXTS = (
+    "ok",
+    "The delivery came two days late, but the support team was friendly and solved it.",
+    "Prix : 12,50 € — naïve café, 東京, ünïcode and 1234567890!",
+    "the first half of this long sentence is about nothing in particular " * 6,
+)
+VERSIONED = ("onnxruntime", "tokenizers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What logits can depend on besides the folder.
+
+    Attributes:
+        cpu: Model name of the processor.
+        instructions: Vector instruction sets that matter here, such as `avx2` or `avx512_vnni`.
+        versions: Versions of the runtime and the tokenizer.
+    """
+
+    cpu: str
+    instructions: tuple[str, ...]
+    versions: dict[str, str]
+
+    @classmethod
+    def here(cls) -> Self:
+        """This machine."""
+        host = this_host()
+        return cls(cpu=host.cpu, instructions=host.instructions, versions=library_versions(VERSIONED))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """Texts, the logits they gave when the folder was made, and where that was.
+
+    Attributes:
+        machine: Where.
+        texts: The texts.
+        logits: One row a text; shape [texts, labels].
+    """
+
+    machine: Machine
+    texts: tuple[str, ...]
+    logits: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def record(cls, runtime: Runtime) -> Self:
+        """Runs the fixed golden texts, one at a time."""
+        logits = predict_logits(runtime, GOLDEN_TEXTS)
+        if not np.isfinite(logits).all():
+            raise ParityError("the model answers NaN or infinity on ordinary text; its weights are broken")
+        rows = tuple(tuple(map(float, row)) for row in logits)
+        return cls(machine=Machine.here(), texts=GOLDEN_TEXTS, logits=rows)
+
+
+def finish(draft: Path, manifest: Manifest) -> Manifest:
+    """Records golden logits into a complete draft folder and seals it.
+
+    Args:
+        draft: The folder, with weights, configuration and tokenizer.
+        manifest: What to write into `variant.json`; its `files` is replaced.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        ParityError: The model answers NaN or infinity.
+    """
+    runtime = open_runtime(Variant(path=draft, manifest=manifest))
+    (draft / GOLDEN).write_bytes(msgspec.json.encode(Golden.record(runtime)) + b"\n")
+    return seal(draft, manifest)
+
+
+def replay_golden(variant: Variant, *, threads: int = 1) -> float:
+    """Runs a variant's golden texts again and compares.
+
+    Args:
+        variant: An opened folder.
+        threads: Threads to run with.
+
+    Returns:
+        Largest absolute difference of a logit.
+
+    Raises:
+        ArtifactError: There is nothing to replay.
+        ParityError: The difference is above `GOLDEN_TOLERANCE`.
+    """
+    golden = _read(variant)
+    now = predict_logits(open_runtime(variant, threads=threads), golden.texts)
+    difference = float(np.abs(now - np.asarray(golden.logits, dtype=np.float32)).max())
+    if not difference <= GOLDEN_TOLERANCE:
+        raise ParityError(
+            f"{variant.path}: logits differ by {difference:.2g} from those recorded when the folder was made "
+            f"(at most {GOLDEN_TOLERANCE:g}); {' '.join(other_machine(variant)) or 'the machine is the same'}"
+        )
+    return difference
+
+
+def other_machine(variant: Variant) -> Sequence[str]:
+    """In which ways this machine is not the one that a folder was made on, and what that means.
+
+    Args:
+        variant: An opened folder.
+
+    Returns:
+        Sentences; none where nothing differs.
+
+    Raises:
+        ArtifactError: The folder has no golden logits.
+    """
+    then, now = _read(variant).machine, Machine.here()
+    found: list[str] = []
+    if then.instructions != now.instructions:
+        before, after = (", ".join(machine.instructions) or "none that is known" for machine in (then, now))
+        found.append(
+            f"It was made with the instructions {before}, this CPU has {after}: INT8 products can round and saturate "
+            "differently, so measure its accuracy here."
+        )
+    if then.cpu != now.cpu:
+        found.append(f"It was made on {then.cpu}, this is {now.cpu}: latencies differ, so measure them here.")
+    for name in sorted(then.versions.keys() | now.versions.keys()):
+        before, after = then.versions.get(name, "none"), now.versions.get(name, "none")
+        if before != after:
+            found.append(f"It was made with {name} {before}, here is {after}: logits and latencies can differ.")
+    return found
+
+
+def _read(variant: Variant) -> Golden:
+    try:
+        return msgspec.json.decode((variant.path / GOLDEN).read_bytes(), type=Golden)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ArtifactError(f"{variant.path}: no golden logits to replay: {error}") from error
