@@ -15,7 +15,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -111,11 +110,12 @@ class _Search:
 
     def __init__(self, question: Question, folder: Path, progress: Progress | None) -> None:
         self.question, self.folder, self.progress = question, folder, progress
+        self._before = self._parent(question.texts)
 
     def run(self) -> Choice:
         """The best way, then fp32 for products until the loss is not shown to be too large."""
         candidates = self._candidates()
-        options = min(candidates, key=lambda candidate: candidate.mean_logit_difference).options
+        options = _best(candidates)
         lost, sensitivity = self._lost_points(options), dict[str, float]()
         if self._verdict(lost) == "too large":
             sensitivity = self._sensitivity(options)
@@ -129,18 +129,24 @@ class _Search:
         )
 
     def _candidates(self) -> list[Candidate]:
+        """The ranges of weights first, then, with the better one, the ranges of activations."""
         start = self.question.options
         ranges = (False, True) if start.reduce_range is None and can_saturate() else (start.reduces_range,)
-        ways = [replace(start, calibration=c, reduce_range=r) for c, r in product(CALIBRATIONS, ranges)]
-        before = self._parent(self.question.texts)
+        first, *others = CALIBRATIONS
         found: list[Candidate] = []
-        for way in ways:
-            after = self._quantized(way, self.question.texts)
-            flips = int((after.argmax(-1) != before.argmax(-1)).sum())
-            found.append(Candidate(options=way, mean_logit_difference=_move(after, before), label_flips=flips))
+        for reduce_range in ranges:
+            found.append(self._candidate(replace(start, calibration=first, reduce_range=reduce_range)))
+        finer = _best(found)
+        for number, calibration in enumerate(others):
             if self.progress is not None:
-                self.progress(len(found), len(ways))
+                self.progress(number + 1, len(CALIBRATIONS))
+            found.append(self._candidate(replace(finer, calibration=calibration)))
         return found
+
+    def _candidate(self, way: QuantizeOptions) -> Candidate:
+        before, after = self._before, self._quantized(way, self.question.texts)
+        flips = int((after.argmax(-1) != before.argmax(-1)).sum())
+        return Candidate(options=way, mean_logit_difference=_move(after, before), label_flips=flips)
 
     def _parent(self, texts: Sequence[str]) -> Logits:
         return predict_logits(OnnxRuntime(self.question.source, threads=self.question.threads), texts)
@@ -166,12 +172,16 @@ class _Search:
 
     def _sensitivity(self, options: QuantizeOptions) -> dict[str, float]:
         """How far logits move when one product alone is quantized, worst first."""
-        every, texts = products(self.question.source), self.question.texts[:SENSITIVITY_TEXTS]
-        before, moves = self._parent(texts), dict[str, float]()
+        every, moves = products(self.question.source), dict[str, float]()
         for name in every:
             rest = tuple(other for other in every if other != name)
-            moves[name] = _move(self._quantized(replace(options, keep=rest), texts), before)
+            after = self._quantized(replace(options, keep=rest), self.question.texts[:SENSITIVITY_TEXTS])
+            moves[name] = _move(after, self._before[:SENSITIVITY_TEXTS])
         return dict(sorted(moves.items(), key=lambda move: -move[1]))
+
+
+def _best(candidates: Sequence[Candidate]) -> QuantizeOptions:
+    return min(candidates, key=lambda candidate: candidate.mean_logit_difference).options
 
 
 def _move(after: Logits, before: Logits) -> float:

@@ -37,7 +37,8 @@ LAYER = re.compile(r"^(.*\.layers?\.)(\d+)(\..*)$")
 HEADS_OUT = re.compile(
     r"(query|key|value|query_proj|key_proj|value_proj|q_lin|k_lin|v_lin|attn\.[qkv])\.(weight|bias)$"
 )
-HEADS_IN = re.compile(r"(attention\.output\.dense|out_lin|attn\.o)\.weight$")
+HEADS_IN = re.compile(r"(attention\.output\.dense|out_lin|attn\.o|attn\.Wo)\.weight$")
+HEADS_OUT_FUSED = re.compile(r"attn\.Wqkv\.(weight|bias)$")  # queries, keys and values, one under the other
 VALUES = re.compile(r"(value|value_proj|v_lin|attn\.v)\.weight$")
 VERSIONED = ("torch", "transformers")
 Start = Literal["teacher", "random"]
@@ -197,6 +198,8 @@ def student_config(config: Any, shape: Shape) -> Any:
     changed = config.__class__.from_dict(config.to_dict())
     if getattr(config, "embedding_size", None) == config.hidden_size:
         changed.embedding_size = shape.hidden
+    if types := getattr(config, "layer_types", None):  # windows and rotations go by layer
+        changed.layer_types = [types[layer] for layer in spaced_layers(config.num_hidden_layers, shape.layers)]
     changed.num_hidden_layers = shape.layers
     changed.hidden_size = shape.hidden
     changed.num_attention_heads = shape.heads
@@ -252,15 +255,23 @@ class _Maps:
         old = weight.shape[axis]
         if old == self._old.heads and size == self._new.heads:
             return weight.index_select(axis, self._heads)
+        if axis == 0 and HEADS_OUT_FUSED.search(name):
+            return weight.index_select(0, self._stacked(self._head_rows, self._old.hidden, 3))
         if (axis == 0 and HEADS_OUT.search(name)) or (axis == 1 and HEADS_IN.search(name)):
             return weight.index_select(axis, self._head_rows)
         if old == self._old.intermediate and size == self._new.intermediate:
             return weight.index_select(axis, self._neurons(name))
+        if axis == 0 and old == 2 * self._old.intermediate and size == 2 * self._new.intermediate:  # gated
+            return weight.index_select(0, self._stacked(self._neurons(name), self._old.intermediate, 2))
         if old == self._old.hidden and size == self._new.hidden:
             return self._projected(weight, axis)
         raise ArtifactError(
             f"no map from {name} of axis {axis} ({old}) to {size}; hasten cannot narrow this architecture"
         )
+
+    def _stacked(self, rows: Any, height: int, parts: int) -> Any:
+        """The same rows of several matrices that lie one under the other."""
+        return self._torch.cat([rows + part * height for part in range(parts)])
 
     def _projected(self, weight: Any, axis: int) -> Any:
         if self._project is None:  # embeddings narrower than the stream say nothing of its directions
@@ -272,7 +283,9 @@ class _Maps:
         old, size = self._old, self._old.hidden // self._old.heads
         score = self._torch.zeros(old.heads)
         for name, weight in self._weights.items():
-            if VALUES.search(name):
+            if HEADS_OUT_FUSED.search(name) and weight.dim() == 2:
+                score += weight[2 * old.hidden :].reshape(old.heads, size, -1).norm(dim=(1, 2))
+            elif VALUES.search(name):
                 score += weight.reshape(old.heads, size, -1).norm(dim=(1, 2))
             elif HEADS_IN.search(name):
                 score += weight.reshape(-1, old.heads, size).norm(dim=(0, 2))
@@ -285,8 +298,12 @@ class _Maps:
         prefix = f"{match[1]}{match[2]}." if match else ""
         score = self._torch.ones(self._old.intermediate)
         for other, weight in self._weights.items():
-            if other.startswith(prefix) and weight.dim() == 2 and self._old.intermediate in weight.shape:
+            if not other.startswith(prefix) or weight.dim() != 2:
+                continue
+            if self._old.intermediate in weight.shape:
                 score *= weight.norm(dim=1 - list(weight.shape).index(self._old.intermediate))
+            elif weight.shape[0] == 2 * self._old.intermediate:
+                score *= weight.reshape(2, self._old.intermediate, -1).norm(dim=(0, 2))
         return score.argsort(descending=True, stable=True)[: self._new.intermediate].sort().values
 
 

@@ -32,7 +32,7 @@ from hasten.variant import Variant, open_variant
 MINILM = Shape(layers=6, hidden=384, heads=12, intermediate=1536)
 TINY = Shape(layers=2, hidden=32, heads=4, intermediate=64)
 TEXTS = [text for text, _ in labelled_rows(12, seed=11)]
-ARCHITECTURES = ("bert", "distilbert", "roberta", "mpnet", "electra", "deberta-v2")
+ARCHITECTURES = ("bert", "distilbert", "roberta", "mpnet", "electra", "deberta-v2", "modernbert")
 
 
 @pytest.fixture(scope="module")
