@@ -14,7 +14,6 @@ import os
 import random
 import shutil
 import sys
-import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +44,6 @@ def main(source: Path, out: Path) -> None:
     """Fine-tunes the teacher, goes the road, saves the table."""
     threads = ProfileOptions().resolved_threads
     shop = Workshop(out / "teacher")
-    began = time.monotonic()
     with shop.held(), Bars() as bars:
         dev = read_workload(str(source / "dev.tsv"), name="test", labels=LABELS)
         train, removed = without_overlap(read_workload(str(source / "train.tsv"), name="train", labels=LABELS), dev)
@@ -63,7 +61,6 @@ def main(source: Path, out: Path) -> None:
                 msgspec.json.encode({"text": t, "label": i}) for t, i in zip(split.texts, split.labels, strict=True)
             ]
             (out / f"{split.name}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    fine_tuning_s = time.monotonic() - began
     os.chdir(out)
     inputs = Inputs(
         model=str(model.path.relative_to(out)), train="transfer.jsonl", valid="valid.jsonl", test="test.jsonl",
@@ -73,14 +70,12 @@ def main(source: Path, out: Path) -> None:
     chosen_options = OptimizeOptions(budget=budget, every_step=True, seed=SEED)
     training = replace(chosen_options.distill.train, epochs=3)
     chosen_options = replace(chosen_options, distill=replace(chosen_options.distill, train=training))
-    began = time.monotonic()
     with Bars() as bars:
         report = optimize(inputs, Path("run"), chosen_options, bars)
     shutil.copyfile("run/report.md", HERE / "results" / "sst2_road.md")
     save_result("sst2_road", {
         "fine_tuning_rows": len(subset), "transfer_rows": len(kept), "valid_rows": len(valid),
         "removed_from_train": len(removed),
-        "fine_tuning_s": round(fine_tuning_s), "optimize_s": round(time.monotonic() - began),
         "report": msgspec.json.decode(render(report, "json")),
     })  # fmt: skip
     print(render(report, "terminal"))
