@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: env
 	$(BIN)/hasten demo --out $(OUT)
 
-test: env lint
+test: env lint docs
 	$(BIN)/python -m pytest
 
 lint: env

@@ -73,9 +73,7 @@ def _root(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log mor
 @app.command()
 def optimize(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a fine-tuned sequence classifier.")],
-    train: Annotated[
-        str, typer.Option(help="Training data: CSV, TSV, JSON-lines, Parquet, or hub ID[:CONFIG][@SPLIT].")
-    ],
+    train: Annotated[str, typer.Option(help="Training data: CSV, TSV, JSON-lines, Parquet, or hub ID:CONFIG@SPLIT.")],
     test: Annotated[str, typer.Option(help="Test data, used once, for the numbers that are reported.")],
     out: Out,
     valid: Annotated[
