@@ -38,7 +38,7 @@ from hasten.workshop import Workshop, make_key
 log = logging.getLogger(__name__)
 BASELINE = "torch-fp32"
 PARITY_TEXTS = 500
-QUANTIZE_TEXTS = 256
+QUANTIZE_TEXTS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ import numpy as np
 from hasten.errors import ArtifactError, DataError, MissingExtraError, ParityError
 from hasten.golden import finish
 from hasten.invariance import batch_invariance
-from hasten.measurement import library_versions, this_host
+from hasten.measurement import available_cores, library_versions, this_host
 from hasten.runtime import Logits, OnnxRuntime, open_runtime, predict_logits
 from hasten.variant import StepRecord, Variant, building, copy_configuration
 
@@ -240,10 +240,14 @@ def _quiet_quantizer() -> Generator[None]:
 
 
 def _finite_logits(variant: Variant, texts: Sequence[str]) -> Logits:
-    logits = predict_logits(open_runtime(variant), texts)
+    logits = predict_logits(open_runtime(variant, threads=_threads()), texts)
     if not np.isfinite(logits).all():
         raise ParityError(f"{variant.name}: the model answers NaN or infinity on real texts; its weights are broken")
     return logits
+
+
+def _threads() -> int:
+    return max(1, int(available_cores()))
 
 
 def _changes(before: Logits, quantized: Variant, texts: Sequence[str]) -> dict[str, Any]:
@@ -257,5 +261,7 @@ def _changes(before: Logits, quantized: Variant, texts: Sequence[str]) -> dict[s
             "mean_logit_difference": float(difference.mean()),
             "max_logit_difference": float(difference.max()),
         },
-        "batch_invariance": asdict(batch_invariance(open_runtime(quantized), texts[:INVARIANCE_TEXTS])),
+        "batch_invariance": asdict(
+            batch_invariance(open_runtime(quantized, threads=_threads()), texts[:INVARIANCE_TEXTS])
+        ),
     }
