@@ -50,7 +50,7 @@ from onnxruntime.transformers.fusion_fastgelu import FusionFastGelu  # isort: sk
 CONTRIB = "com.microsoft"
 KEY_PADDING_MASK, ATTENTION_BIAS = 4, 5  # inputs of MultiHeadAttention
 MASKED_BELOW = -1e4
-LONGEST_PROBE_TOKENS = 2048
+LONGEST_PROBE_TOKENS = 2048  # a mask that reaches farther is large, and may hide a window that shorter probes miss
 OPERATORS = {
     "query-key-value product": ("/qkv", ".Wqkv/"),
     "attention": ("MultiHeadAttention",),
@@ -71,7 +71,7 @@ def fuse(traced: onnx.ModelProto, longest_tokens: int) -> onnx.ModelProto:
     Args:
         traced: The graph as the exporter gave it, its inputs named as transformers names them, batch and sequence
             symbolic, its nodes named `<module path>/<name>`.
-        longest_tokens: Longest sequence that the model takes, in tokens; masks are probed up to it.
+        longest_tokens: Longest sequence that the model takes, in tokens; masks are probed at that length.
 
     Returns:
         A graph with the same inputs and outputs, equal up to rounding.
@@ -88,7 +88,8 @@ def fuse(traced: onnx.ModelProto, longest_tokens: int) -> onnx.ModelProto:
     _EMBEDDING_NORM.apply_to_model(model)
     optimize(model)
     _merge_products(model)
-    _use_padding_masks(model, min(longest_tokens, LONGEST_PROBE_TOKENS))
+    if longest_tokens <= LONGEST_PROBE_TOKENS:
+        _use_padding_masks(model, longest_tokens)
     optimize(model)
     passes.DeduplicateInitializersPass()(model)
     model.graph.opset_imports.setdefault(CONTRIB, 1)

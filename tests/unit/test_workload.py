@@ -13,9 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import write_csv
-from hasten.budget import Budget
 from hasten.errors import DataError
-from hasten.pipeline import Inputs, OptimizeOptions, read_data
 from hasten.workload import (
     Workload,
     normalised,
@@ -361,51 +359,3 @@ def test_random_rows_go_through_all_rows_before_one_comes_again(rows: int, size:
     assert set(counts) <= set(range(rows))
     assert max(counts.values(), default=0) <= -(-size // rows)
     assert size < rows or min(counts[row] for row in range(rows)) >= size // rows
-
-
-def read_all(folder: Path, train: list[tuple[str, str]], test: list[tuple[str, str]], **options: Any) -> Any:
-    valid = options.pop("valid", None)
-    inputs = Inputs(
-        model="", train=write_csv(folder / "train.csv", train), test=write_csv(folder / "test.csv", test),
-        valid=write_csv(folder / "valid.csv", valid) if valid else None,
-    )  # fmt: skip
-    return read_data(inputs, OptimizeOptions(budget=Budget(speedup=1.0), **options), LABELS)
-
-
-def named(prefix: str, rows: int) -> list[tuple[str, str]]:
-    return [(f"{prefix} {row}", LABELS[row % 3]) for row in range(rows)]
-
-
-def test_the_three_splits_have_no_text_in_common(tmp_path: Path) -> None:
-    train = [*named("only", 60), *named("both", 6), ("Both 1", "Good")]
-    found = read_all(tmp_path, train, [*named("test", 9), *named("both", 6)])
-    parts = [{normalised(text) for text in part.texts} for part in (found.train, found.valid, found.test)]
-    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
-    assert set(found.removed) == {*(f"both {row}" for row in range(6)), "Both 1"}
-    assert len(found.train) + len(found.valid) == 60
-    assert len(found.test) == 15
-
-
-def test_given_validation_data_are_cleaned_of_test_texts(tmp_path: Path) -> None:
-    valid = [*named("valid", 9), ("test 0", "Bad"), ("only 3", "Bad")]
-    found = read_all(tmp_path, named("only", 30), named("test", 9), valid=valid)
-    assert "test 0" not in found.valid.texts
-    assert "only 3" in found.valid.texts
-    assert "only 3" not in found.train.texts
-    assert set(found.removed) == {"test 0", "only 3"}
-
-
-def test_strict_refuses_overlap(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="1 texts stand in two splits, such as 'test 2'; --strict"):
-        read_all(tmp_path, [*named("only", 60), ("test 2", "Bad")], named("test", 9), strict=True)
-
-
-def test_training_data_that_are_all_test_data_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train\.csv"):
-        read_all(tmp_path, named("test", 9), named("test", 9))
-
-
-def test_validation_rows_are_capped(tmp_path: Path) -> None:
-    found = read_all(tmp_path, named("only", 300), named("test", 9), valid_rows=30)
-    assert len(found.valid) == 30
-    assert Counter(found.valid.labels) == {0: 10, 1: 10, 2: 10}
