@@ -13,7 +13,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[optimize,demo,dev,docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[optimize,openvino,demo,dev,docs]'
 	touch $@
 
 demo: env

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from hasten.measurement import GROUPS
+from hasten.openvino_runtime import OpenVinoRuntime
 from hasten.runtime import OnnxRuntime, Runtime
 from hasten.torch_runtime import TorchRuntime
 from hasten.variant import Variant
@@ -77,6 +78,8 @@ def breakdown(variant: Variant, texts: Sequence[str], *, threads: int) -> dict[s
         return {}
     if variant.manifest.format == "torch":
         times = _torch_times(TorchRuntime(variant, threads=threads), texts)
+    elif variant.manifest.format == "openvino":
+        times = _openvino_times(variant, texts, threads)
     else:
         times = _onnx_times(variant, texts, threads)
     return {group: times.get(group, 0.0) / len(texts) for group in GROUPS}
@@ -138,3 +141,14 @@ def _onnx_times(variant: Variant, texts: Sequence[str], threads: int) -> dict[st
             name = event["name"].removesuffix("_kernel_time")
             times[group_of(name, event["args"].get("op_name", ""))] += event["dur"] / 1e3
     return dict(times) | {"tokenizer": tokenizer}
+
+
+def _openvino_times(variant: Variant, texts: Sequence[str], threads: int) -> dict[str, float]:
+    runtime = OpenVinoRuntime(variant, threads=threads, profile=True)
+    _run(runtime, texts[:2])
+    times: dict[str, float] = defaultdict(float)
+    for text in texts:
+        times["tokenizer"] += _run(runtime, [text])
+        for name, kind, spent_ms in runtime.node_times_ms():
+            times[group_of(name, kind)] += spent_ms
+    return dict(times)

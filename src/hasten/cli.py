@@ -20,13 +20,29 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from hasten.budget import Budget, Gate
+from hasten.cli_options import (
+    DISTILL,
+    OPTIMIZE,
+    PROFILE,
+    QUANTIZE,
+    SERVE,
+    TRAIN,
+    Epochs,
+    Folder,
+    Json,
+    LabelColumn,
+    LearningRate,
+    Name,
+    Out,
+    Samples,
+    Seed,
+    TextColumn,
+    Threads,
+)  # fmt: skip
 from hasten.distillation import DistillOptions
 from hasten.errors import HastenError, UsageError
-from hasten.pipeline import BASELINE, Inputs, OptimizeOptions
-from hasten.profiling import ProfileOptions
+from hasten.pipeline import BASELINE, Inputs
 from hasten.quantization import Calibration, Method, QuantizeOptions
-from hasten.serve_options import ServeOptions
-from hasten.torch_training import TrainOptions
 
 if TYPE_CHECKING:
     from hasten.report import Report
@@ -34,10 +50,6 @@ if TYPE_CHECKING:
     from hasten.workload import Workload
 
 MISSED = 3
-SERVE = ServeOptions()
-OPTIMIZE, PROFILE, QUANTIZE, DISTILL, TRAIN = (
-    OptimizeOptions(budget=Budget(speedup=1.0)), ProfileOptions(), QuantizeOptions(), DistillOptions(), TrainOptions(),
-)  # fmt: skip
 CURL = """        curl -s http://127.0.0.1:8000/predict -H 'content-type: application/json' \\
              -d '{"inputs": "Shares in the chip maker rose after it raised its profit forecast."}'
 """
@@ -49,18 +61,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
-Folder = Annotated[Path, typer.Argument(help="A variant folder, such as OUT/chosen.")]
-TextColumn = Annotated[str | None, typer.Option(help="Column of the texts; guessed when unambiguous.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels, by name or id; guessed when unambiguous.")]
-Threads = Annotated[int | None, typer.Option(help="Threads for one inference; all cores at hand if not given.")]
-Samples = Annotated[int, typer.Option(help="Timed requests a variant, at least; 299 are needed to judge a p99.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the report's JSON to stdout.")]
-Epochs = Annotated[int, typer.Option(help="Passes over the training texts.")]
-LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]
-Name = Annotated[str | None, typer.Option(help="Name of the new variant; the folder's name if not given.")]
 
 
 @app.callback()
@@ -90,6 +90,9 @@ def optimize(
     ] = OPTIMIZE.every_step,
     strict: Annotated[bool, typer.Option(help="Fail when a text stands in two splits.")] = OPTIMIZE.strict,
     student: Annotated[str | None, typer.Option(help="Small checkpoint to start the student from.")] = None,
+    openvino: Annotated[
+        bool | None, typer.Option(help="OpenVINO's variants too; taken where the extra is installed if not given.")
+    ] = OPTIMIZE.openvino,
     shapes: Annotated[
         str | None, typer.Option(help="Student shapes to consider, such as 2x128,3x384.")
     ] = OPTIMIZE.shapes,
@@ -112,7 +115,7 @@ def optimize(
     budget = Budget(p99_ms=p99_ms, speedup=speedup, retain=retain, gate=_one_of("--gate", gate, get_args(Gate)))
     train_options = replace(TRAIN, epochs=epochs, learning_rate=learning_rate)
     options = replace(
-        OPTIMIZE, budget=budget, every_step=every_step, strict=strict, shapes=shapes, seed=seed,
+        OPTIMIZE, budget=budget, every_step=every_step, strict=strict, shapes=shapes, seed=seed, openvino=openvino,
         profile=replace(PROFILE, samples=samples, threads=threads, seed=seed),
         distill=replace(DISTILL, train=train_options),
     )  # fmt: skip
@@ -170,8 +173,11 @@ def profile(
     threads: Threads = PROFILE.threads,
     seed: Seed = PROFILE.seed,
 ) -> None:
-    """Measure variants in one interleaved run; write one JSON file each into OUT/measurements."""
-    from hasten import profiling
+    """Measure variants in one interleaved run; write one JSON file each into OUT/measurements.
+
+    How best to share out the cores is measured too and recorded in each variant's folder, for the server.
+    """
+    from hasten import profiling, thread_plan
     from hasten.measurement import save_measurement
     from hasten.progress import Bars
 
@@ -181,19 +187,26 @@ def profile(
         with Bars() as bars:
             bars.stage("measuring, interleaved")
             measured = profiling.profile(variants, workload, options, scenario="test", progress=bars.advance)
+            for variant in (v for v in variants if v.manifest.format != "torch"):
+                bars.stage(f"measuring how {variant.name} shares out the cores")
+                plan = thread_plan.measure_plan(variant, workload.texts, bars.advance)
+                thread_plan.record_plan(variant, plan)
     for measurement in measured:
         sys.stdout.write(f"{save_measurement(measurement, out / 'measurements')}\n")
 
 
 @app.command()
 def export(
-    folder: Annotated[str, typer.Argument(help="A torch variant or a checkpoint.")], out: Out, name: Name = None
-) -> None:
-    """Export to a fused ONNX graph, proven equal on padded batches."""
-    from hasten import onnx_export
+    folder: Annotated[str, typer.Argument(help="A torch variant or a checkpoint.")], out: Out, name: Name = None,
+    runtime: Annotated[str, typer.Option(help="What shall run it: 'onnxruntime' or 'openvino'.")] = "onnxruntime",
+) -> None:  # fmt: skip
+    """Export to a fused graph, proven equal on padded batches."""
+    from hasten import onnx_export, openvino_steps
 
+    _one_of("--runtime", runtime, ("onnxruntime", "openvino"))
+    step = onnx_export.export if runtime == "onnxruntime" else openvino_steps.export_openvino
     with _variants([folder]) as (source,):
-        sys.stdout.write(f"{onnx_export.export(source, out, name=name or out.name).path}\n")
+        sys.stdout.write(f"{step(source, out, name=name or out.name).path}\n")
 
 
 @app.command()
@@ -213,20 +226,26 @@ def quantize(
         bool | None, typer.Option(help="7-bit weights; taken on a CPU without VNNI if not given.")
     ] = QUANTIZE.reduce_range,
     embeddings: Annotated[bool, typer.Option(help="Embedding tables in INT8 too.")] = QUANTIZE.embeddings,
+    smoothing: Annotated[
+        float, typer.Option(help="How much of the activations' outliers moves into the weights, 0 to 1.")
+    ] = QUANTIZE.smoothing,
     name: Name = None,
 ) -> None:
-    """Quantize a fp32 ONNX variant to INT8."""
-    from hasten import quantization
+    """Quantize a fp32 variant to INT8; an OpenVINO one as NNCF does, whatever the other options."""
+    from hasten import openvino_steps, quantization
     from hasten.workload import read_texts
 
     options = QuantizeOptions(
         method=_one_of("--method", method, get_args(Method)),
         calibration=_one_of("--calibration", calibration, get_args(Calibration)),
-        per_channel=per_channel, reduce_range=reduce_range, embeddings=embeddings,
+        per_channel=per_channel, reduce_range=reduce_range, embeddings=embeddings, smoothing=smoothing,
     )  # fmt: skip
     with _variants([str(folder)]) as (source,):
         texts = read_texts(data, text_column=text_column)
-        made = quantization.quantize(source, out, options, name=name or out.name, texts=texts)
+        if source.manifest.format == "openvino":
+            made = openvino_steps.quantize_openvino(source, out, name=name or out.name, texts=texts)
+        else:
+            made = quantization.quantize(source, out, options, name=name or out.name, texts=texts)
     sys.stdout.write(f"{made.path}\n")
 
 
@@ -283,7 +302,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = SERVE.host,
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = SERVE.port,
     threads: Threads = SERVE.threads,
-    workers: Annotated[int, typer.Option(help="Inferences at the same time.")] = SERVE.workers,
+    workers: Annotated[
+        int | None, typer.Option(help="Inferences at the same time; the folder's measured plan says if not given.")
+    ] = SERVE.workers,
     max_batch: Annotated[int, typer.Option(help="Most texts in one inference.")] = SERVE.max_batch,
     max_queue: Annotated[int, typer.Option(help="Most texts waiting; what goes beyond is refused.")] = SERVE.max_queue,
 ) -> None:
@@ -327,7 +348,13 @@ def demo(
     budget = Budget(speedup=speedup, retain=retain)
     distill_options = replace(DISTILL, train=replace(TRAIN, epochs=STUDENT_EPOCHS))
     options = replace(
-        OPTIMIZE, budget=budget, every_step=True, shapes=SHAPES, profile=profile_options, distill=distill_options
+        OPTIMIZE,
+        budget=budget,
+        every_step=True,
+        shapes=SHAPES,
+        profile=profile_options,
+        distill=distill_options,
+        openvino=False,
     )
     with Bars() as bars:
         inputs = prepare(out, profile_options.resolved_threads, bars)

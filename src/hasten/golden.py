@@ -17,7 +17,7 @@ import numpy as np
 from hasten.errors import ArtifactError, ParityError
 from hasten.measurement import library_versions, this_host
 from hasten.runtime import Runtime, open_runtime, predict_logits
-from hasten.variant import Manifest, Variant, seal
+from hasten.variant import Format, Manifest, Variant, seal
 
 GOLDEN = "golden.json"
 GOLDEN_TOLERANCE = 1e-3
@@ -27,7 +27,11 @@ GOLDEN_TEXTS = (
     "Prix : 12,50 € — naïve café, 東京, ünïcode and 1234567890!",
     "the first half of this long sentence is about nothing in particular " * 6,
 )
-VERSIONED = ("onnxruntime", "tokenizers")
+RUNTIMES: dict[Format, tuple[str, ...]] = {
+    "torch": ("torch", "transformers", "tokenizers"),
+    "onnx": ("onnxruntime", "tokenizers"),
+    "openvino": ("openvino", "tokenizers"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +42,20 @@ class Machine:
         cpu: Model name of the processor.
         instructions: Vector instruction sets that matter here, such as `avx2` or `avx512_vnni`.
         versions: Versions of the runtime and the tokenizer.
+        cores: Cores at hand (affinity, cut by the cgroup's CPU quota); None in folders that do not say.
     """
 
     cpu: str
     instructions: tuple[str, ...]
     versions: dict[str, str]
+    cores: float | None = None
 
     @classmethod
-    def here(cls) -> Self:
-        """This machine."""
+    def here(cls, kind: Format) -> Self:
+        """This machine, for variants of a format."""
         host = this_host()
-        return cls(cpu=host.cpu, instructions=host.instructions, versions=library_versions(VERSIONED))
+        versions = library_versions(RUNTIMES[kind])
+        return cls(cpu=host.cpu, instructions=host.instructions, cores=host.cores, versions=versions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,20 +66,22 @@ class Golden:
         machine: Where.
         texts: The texts.
         logits: One row a text; shape [texts, labels].
+        threads: Threads of the inference.
     """
 
     machine: Machine
     texts: tuple[str, ...]
     logits: tuple[tuple[float, ...], ...]
+    threads: int = 1
 
     @classmethod
-    def record(cls, runtime: Runtime) -> Self:
-        """Runs the fixed golden texts, one at a time."""
+    def record(cls, runtime: Runtime, kind: Format) -> Self:
+        """Runs the fixed golden texts, one at a time and on one thread."""
         logits = predict_logits(runtime, GOLDEN_TEXTS)
         if not np.isfinite(logits).all():
             raise ParityError("the model answers NaN or infinity on ordinary text; its weights are broken")
         rows = tuple(tuple(map(float, row)) for row in logits)
-        return cls(machine=Machine.here(), texts=GOLDEN_TEXTS, logits=rows)
+        return cls(machine=Machine.here(kind), threads=1, texts=GOLDEN_TEXTS, logits=rows)
 
 
 def finish(draft: Path, manifest: Manifest) -> Manifest:
@@ -88,8 +97,9 @@ def finish(draft: Path, manifest: Manifest) -> Manifest:
     Raises:
         ParityError: The model answers NaN or infinity.
     """
-    runtime = open_runtime(Variant(path=draft, manifest=manifest))
-    (draft / GOLDEN).write_bytes(msgspec.json.encode(Golden.record(runtime)) + b"\n")
+    runtime = open_runtime(Variant(path=draft, manifest=manifest), threads=1)
+    golden = Golden.record(runtime, manifest.format)
+    (draft / GOLDEN).write_bytes(msgspec.json.encode(golden) + b"\n")
     return seal(draft, manifest)
 
 
@@ -130,7 +140,7 @@ def other_machine(variant: Variant) -> Sequence[str]:
     Raises:
         ArtifactError: The folder has no golden logits.
     """
-    then, now = _read(variant).machine, Machine.here()
+    then, now = _read(variant).machine, Machine.here(variant.manifest.format)
     found: list[str] = []
     if then.instructions != now.instructions:
         before, after = (", ".join(machine.instructions) or "none that is known" for machine in (then, now))
@@ -138,8 +148,9 @@ def other_machine(variant: Variant) -> Sequence[str]:
             f"It was made with the instructions {before}, this CPU has {after}: INT8 products can round and saturate "
             "differently, so measure its accuracy here."
         )
-    if then.cpu != now.cpu:
-        found.append(f"It was made on {then.cpu}, this is {now.cpu}: latencies differ, so measure them here.")
+    if then.cpu != now.cpu or then.cores not in (None, now.cores):
+        before, after = (f"{machine.cpu} ({machine.cores or 'unknown'} cores)" for machine in (then, now))
+        found.append(f"It was made on {before}, this is {after}: latencies differ, so measure them here.")
     for name in sorted(then.versions.keys() | now.versions.keys()):
         before, after = then.versions.get(name, "none"), now.versions.get(name, "none")
         if before != after:

@@ -24,7 +24,19 @@ from hasten.variant import Parameters
 
 SCHEMA = "hasten.measurement/1"
 GROUPS = ("tokenizer", "embeddings", "attention", "feed-forward", "normalisation", "head", "other")
-VERSIONED = ("hasten", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy", "scipy")
+VERSIONED = (
+    "hasten",
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "tokenizers",
+    "numpy",
+    "scipy",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +195,7 @@ class Measurement:
         schema: `hasten.measurement/1`.
         variant: The variant's name.
         digest: The variant's digest.
-        format: `torch` or `onnx`.
+        format: `torch`, `onnx` or `openvino`.
         precision: `fp32` or `int8`.
         parameters: Weights by part.
         size_bytes: Size of the weights file.

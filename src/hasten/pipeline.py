@@ -7,96 +7,31 @@ under a key of its inputs, so that an interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from hasten.budget import Assessment, Budget, judge
-from hasten.checkpoint import import_checkpoint
-from hasten.distillation import DistillOptions, distill
+from hasten.budget import Assessment, judge
 from hasten.errors import MeasurementError
-from hasten.files import file_sha256
-from hasten.measurement import Measurement, load_measurement, this_host
-from hasten.onnx_export import ExportOptions, export
-from hasten.profiling import ProfileOptions, profile, run_key
-from hasten.quantization import QuantizeOptions, quantize
-from hasten.quantization_search import Choice, Question, choose_quantization
-from hasten.report import Report, RunInfo, ShapeRow, compare
+from hasten.measurement import Measurement, load_measurement, speedup, this_host
+from hasten.optimize_options import Observer, OptimizeOptions, Silent
+from hasten.profiling import profile, run_key
+from hasten.report import Report, RunInfo, compare
 from hasten.report_render import save_report
 from hasten.splits import Data, Inputs, read_data
-from hasten.student_search import Search, latency_table
-from hasten.students import Shape, candidate_shapes, init_student, parse_shapes, shape_of, student_shape
+from hasten.thread_plan import measure_plan, record_plan
 from hasten.variant import Variant
-from hasten.workload import Workload, random_rows
-from hasten.workshop import Workshop, make_key
+from hasten.variant_maker import Maker, imported
+from hasten.workload import Workload
+from hasten.workshop import Workshop
 
 log = logging.getLogger(__name__)
 BASELINE = "torch-fp32"
-PARITY_TEXTS = 500
-QUANTIZE_TEXTS = 128
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizeOptions:
-    """How to go down the road.
-
-    Attributes:
-        budget: What must be met.
-        every_step: Go through all steps even when an early one meets the budget.
-        strict: Treat a text that stands in two splits as an error instead of removing it from the training side.
-        valid_share: Share of the training data to validate on, where no validation data are given.
-        valid_rows: Most rows to validate on; above 0.
-        valid_samples: Timed requests a variant on the validation split, at least; 299 are needed to judge a p99.
-        shapes: Student shapes to consider, such as `2x128,3x384`; None takes a catalogue.
-        seed: Seed of splits, orders and training.
-        export: How to export.
-        quantize: How to quantize; the calibration is searched for.
-        max_lost_points: Points of accuracy that an INT8 variant may lose against its fp32 parent; if it is shown to
-            lose more, products are put back to fp32.
-        distill: How to distil.
-        profile: How to measure.
-    """
-
-    budget: Budget
-    every_step: bool = False
-    strict: bool = False
-    valid_share: float = 0.2
-    valid_rows: int = 1000
-    valid_samples: int = 300
-    shapes: str | None = None
-    seed: int = 0
-    export: ExportOptions = field(default_factory=ExportOptions)
-    quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
-    max_lost_points: float = 0.3
-    distill: DistillOptions = field(default_factory=DistillOptions)
-    profile: ProfileOptions = field(default_factory=ProfileOptions)
-
-
-class Observer(Protocol):
-    """Is told how far a run has come."""
-
-    def stage(self, name: str) -> None:
-        """A new stage begins."""
-        ...
-
-    def advance(self, done: int, total: int) -> None:
-        """The current stage has come so far."""
-        ...
-
-
-class Silent:
-    """An observer that says nothing."""
-
-    def stage(self, name: str) -> None:
-        """Ignores it."""
-
-    def advance(self, done: int, total: int) -> None:
-        """Ignores it."""
+CONTROL = "-undistilled-int8"
 
 
 def optimize(inputs: Inputs, out: Path, options: OptimizeOptions, observer: Observer | None = None) -> Report:
@@ -125,15 +60,16 @@ class _Road:
     def __init__(self, inputs: Inputs, options: OptimizeOptions, workshop: Workshop, observer: Observer) -> None:
         self.inputs, self.options, self.shop, self.observer = inputs, options, workshop, observer
         self.candidates: list[Variant] = []
+        self.stages: list[list[str]] = []
+        self.valid: dict[str, Measurement] = {}
         self.assessments: dict[str, Assessment] = {}
-        self.shapes: list[ShapeRow] = []
-        self.searches: dict[str, Choice] = {}
 
     def run(self) -> Report:
         """The whole road."""
         self.observer.stage("importing the model and reading the data")
-        self.baseline = self._step(BASELINE, ["import", *_source_key(self.inputs.model)], self._import)
+        self.baseline = imported(self.inputs.model, self.shop, name=BASELINE)
         self.data = read_data(self.inputs, self.options, self.baseline.labels)
+        self.make = Maker(self.baseline, self.data, self.options, self.shop, self.observer, student=self.inputs.student)
         self._write_run()
         for stage, build in (
             ("baseline", lambda: [self.baseline]),
@@ -146,110 +82,37 @@ class _Road:
                 break
         return self._report(self._choose())
 
-    def _step(self, name: str, key: list[Any], build: Callable[[Path], Variant]) -> Variant:
-        return self.shop.variant(name, make_key(name, *key), build)
-
-    def _import(self, out: Path) -> Variant:
-        return import_checkpoint(self.inputs.model, out, name=BASELINE)
-
     def _export(self) -> list[Variant]:
-        self.observer.stage("exporting to ONNX and proving parity")
-        return [self._exported(self.baseline, "onnx-fp32")]
-
-    def _exported(self, source: Variant, name: str) -> Variant:
-        texts = self._some_texts(PARITY_TEXTS)
-        options = self.options.export
-        return self._step(
-            name, [source.digest, options, texts], lambda out: export(source, out, options, name=name, texts=texts)
-        )
-
-    def _quantize(self) -> list[Variant]:
-        source = self.candidates[-1]
-        static = self._quantized(source, "onnx-int8", self._searched(source, "onnx-int8"))
-        dynamic = replace(self.options.quantize, method="dynamic")
-        return [static, self._quantized(source, "onnx-int8-dynamic", dynamic)]
-
-    def _searched(self, source: Variant, name: str) -> QuantizeOptions:
-        """The way to quantize that the validation data speak for."""
-        self.observer.stage(f"looking for the best calibration of {name}")
-        question = Question(
-            source=source, texts=self._some_texts(QUANTIZE_TEXTS), valid=self.data.valid, options=self.options.quantize,
-            max_lost_points=self.options.max_lost_points, threads=self.options.profile.resolved_threads,
-        )  # fmt: skip
-        parts = (question.texts, self.data.valid.digest, question.options, question.max_lost_points)
-        key = make_key(source.digest, *parts)
-        choice: Choice = self.shop.cached(
-            f"quantization-{name}", key, Choice, lambda: choose_quantization(question, self.observer.advance)
-        )
-        self.searches[name] = choice
-        return choice.options
-
-    def _quantized(self, source: Variant, name: str, options: QuantizeOptions) -> Variant:
-        self.observer.stage(f"quantizing {name}")
-        texts = self._some_texts(QUANTIZE_TEXTS)
-        return self._step(
-            name, [source.digest, options, texts], lambda out: quantize(source, out, options, name=name, texts=texts)
-        )
-
-    def _some_texts(self, size: int) -> list[str]:
-        """Training texts, the same at every call."""
-        train = self.data.train
-        rows = random_rows(len(train), min(size, len(train)), seed=self.options.seed)
-        return [train.texts[row] for row in rows]
-
-    def _students(self) -> list[Variant]:
-        start, shape = self._student_start()
-        graph = next(variant for variant in self.candidates if variant.name == "onnx-fp32")
-        made: list[Variant] = []
-        for suffix, teacher in (("", graph), ("-undistilled", None)):
-            name = f"student-{shape}{suffix}"
-            self.observer.stage(f"distilling {name}" if teacher else f"training {name}, without the teacher")
-            trained = self._trained(start, f"{name}-torch", teacher)
-            self.observer.stage(f"exporting {name}")
-            exported = self._exported(trained, f"{name}-fp32")
-            quantized = self._quantized(exported, f"{name}-int8", self._searched(exported, f"{name}-int8"))
-            made += [exported, quantized] if teacher else [quantized]
+        made = [self.make.exported(self.baseline, "onnx-fp32")]
+        if self.options.with_openvino:
+            made.append(self.make.exported_to_openvino(self.baseline, "openvino-fp32"))
         return made
 
-    def _student_start(self) -> tuple[Variant, Shape]:
-        if self.inputs.student is not None:
-            source = self.inputs.student
-            labels = self.baseline.labels
-            start = self._step(
-                "student-start", ["import", *_source_key(source), labels, self.options.seed],
-                lambda out: import_checkpoint(
-                    source, out, name="student-start", new_labels=labels, seed=self.options.seed
-                ),
-            )  # fmt: skip
-            return start, shape_of(start)
-        self.observer.stage("measuring student shapes before training")
-        teacher = shape_of(self.baseline)
-        text = self.options.shapes
-        shapes = candidate_shapes(teacher) if text is None else parse_shapes(text, teacher)
-        search = Search(
-            teacher=self.baseline, workload=self.data.valid, budget=self.options.budget, options=self.options.profile
-        )
-        self.shapes = latency_table(search, shapes, self.shop)
-        best = next(row for row in self.shapes if row.chosen)
-        shape = student_shape(teacher, best.layers, best.hidden)
-        name = f"student-{shape}-start"
-        start = self._step(
-            name, [self.baseline.digest, shape, self.options.seed],
-            lambda out: init_student(self.baseline, shape, out, name=name, seed=self.options.seed),
-        )  # fmt: skip
-        return start, shape
+    def _quantize(self) -> list[Variant]:
+        source = self._candidate("onnx-fp32")
+        made = [
+            self.make.quantized(source, "onnx-int8"), self.make.quantized_dynamically(source, "onnx-int8-dynamic")
+        ]  # fmt: skip
+        if self.options.with_openvino:
+            made.append(self.make.quantized_for_openvino(self._candidate("openvino-fp32"), "openvino-int8"))
+        return made
 
-    def _trained(self, start: Variant, name: str, teacher: Variant | None) -> Variant:
-        train = replace(
-            self.options.distill.train, seed=self.options.seed, threads=self.options.profile.resolved_threads
-        )
-        options = replace(self.options.distill, train=train)
-        key = [start.digest, teacher.digest if teacher else None, self.data.train.digest, options]
-        return self._step(
-            name, key,
-            lambda out: distill(start, out, options, name=name, data=self.data.train, teacher=teacher,
-                                work=self.shop.work, progress=self.observer.advance),
-        )  # fmt: skip
+    def _students(self) -> list[Variant]:
+        start, shape = self.make.student_start()
+        made: list[Variant] = []
+        for suffix, teacher in (("", self._candidate("onnx-fp32")), ("-undistilled", None)):
+            name = f"student-{shape}{suffix}"
+            trained = self.make.trained(start, f"{name}-torch", teacher)
+            exported = self.make.exported(trained, f"{name}-fp32")
+            quantized = self.make.quantized(exported, f"{name}-int8")
+            made += [exported, quantized] if teacher else [quantized]
+            if teacher and self.options.with_openvino:
+                other = self.make.exported_to_openvino(trained, f"{name}-openvino-fp32")
+                made.append(self.make.quantized_for_openvino(other, f"{name}-openvino-int8"))
+        return made
+
+    def _candidate(self, name: str) -> Variant:
+        return next(variant for variant in self.candidates if variant.name == name)
 
     def _measure(self, variants: Sequence[Variant], workload: Workload, scenario: str) -> list[Measurement]:
         names = [variant.name for variant in variants]
@@ -268,8 +131,10 @@ class _Road:
     def _judge(self, stage: str, variants: list[Variant]) -> None:
         """Measures new candidates against the baseline on the validation split and judges them."""
         self.candidates += variants
+        self.stages.append([variant.name for variant in variants])
         together = variants if stage == "baseline" else [self.baseline, *variants]
         measured = {m.variant: m for m in self._measure(together, self.data.valid, f"valid-{stage}")}
+        self.valid |= {name: measured[name] for name in self.stages[-1]}
         for variant in variants:
             self.assessments[variant.name] = judge(self.options.budget, measured[variant.name], measured[BASELINE])
             log.info("%s: %s", variant.name, "; ".join(self.assessments[variant.name].reasons))
@@ -279,38 +144,64 @@ class _Road:
         return any(a.verdict == "met" or (a.passes and a.latency_met) for a in self.assessments.values())
 
     def _choose(self) -> str | None:
-        """The first variant on the road that is met on the validation split, else the first that passes by estimate.
+        """The fastest of the first step that has a variant met on the validation split, else that passes by estimate.
 
         The undistilled student comes last: it shows what distillation brings, and is chosen if only it passes.
         """
-        names = list(self.assessments)
-        met = [name for name in names if self.assessments[name].verdict == "met"]
-        passing = [name for name in names if self.assessments[name].passes]
-        return next(iter(met + passing), None)
+        steps = [[name for name in stage if not name.endswith(CONTROL)] for stage in self.stages]
+        steps.append([name for name in self.assessments if name.endswith(CONTROL)])
+        met = {name for name, assessment in self.assessments.items() if assessment.verdict == "met"}
+        passing = {name for name, assessment in self.assessments.items() if assessment.passes}
+        for wanted in (met, passing):
+            for step in steps:
+                if names := [name for name in step if name in wanted]:
+                    return self._fastest(names)
+        return None
+
+    def _fastest(self, names: list[str]) -> str:
+        """The first, unless a later one is shown to be faster and is no worse in company."""
+        best = names[0]
+        for name in names[1:]:
+            faster = speedup(self.valid[best], self.valid[name]).lower
+            invariant = self._candidate(name).manifest.batch_invariant
+            if faster is not None and faster > 1 and invariant >= self._candidate(best).manifest.batch_invariant:
+                best = name
+        return best
 
     def _report(self, chosen: str | None) -> Report:
         measurements = self._measure(self.candidates, self.data.test, "test")
         run = RunInfo(
             budget=self.options.budget, baseline=BASELINE, chosen=chosen, command=self.inputs.command,
-            model=self.inputs.model, rows=_rows(self.data), removed=self.data.removed, notes=self._notes(chosen),
-            shapes=tuple(self.shapes), steps={v.name: self._facts(v) for v in self.candidates},
+            model=self.inputs.model, rows=_rows(self.data), removed=self.data.removed,
+            notes=self._notes(chosen, measurements), shapes=tuple(self.make.shapes),
+            steps={v.name: self._facts(v) for v in self.candidates},
         )  # fmt: skip
         self.shop.write_json(self.shop.out / "run-info.json", run)
         report = compare(measurements, run)
         save_report(report, self.shop.out)
+        if chosen is not None:
+            self._plan_threads(self._candidate(chosen))
         self.shop.choose(chosen)
         return report
 
+    def _plan_threads(self, variant: Variant) -> None:
+        """Measures how the server should share out the cores, unless that stands there already."""
+        if variant.manifest.plan is None and variant.manifest.format != "torch":
+            self.observer.stage(f"measuring how {variant.name} shares out the cores")
+            record_plan(variant, measure_plan(variant, self.data.valid.texts, self.observer.advance))
+
     def _facts(self, variant: Variant) -> dict[str, Any]:
-        search = self.searches.get(variant.name)
+        search = self.make.searches.get(variant.name)
         return variant.manifest.step.facts | ({} if search is None else {"search": msgspec.to_builtins(search)})
 
-    def _notes(self, chosen: str | None) -> tuple[str, ...]:
+    def _notes(self, chosen: str | None, measurements: Sequence[Measurement]) -> tuple[str, ...]:
+        idle = tuple(_idle_int8(self.candidates, measurements))
         if chosen is None:
-            return ("No variant met the budget on the validation split, not even by its estimate; none is chosen.",)
+            none = "No variant met the budget on the validation split, not even by its estimate; none is chosen."
+            return (none, *idle)
         assessment = self.assessments[chosen]
         how = "met the budget" if assessment.verdict == "met" else "passed by its estimate (provisionally chosen)"
-        return (f"On the validation split {chosen} {how}: {'; '.join(assessment.reasons)}.",)
+        return (f"On the validation split {chosen} {how}: {'; '.join(assessment.reasons)}.", *idle)
 
     def _write_run(self) -> None:
         digests = {name: getattr(self.data, name).digest for name in ("train", "valid", "test")}
@@ -324,18 +215,22 @@ class _Road:
         self.shop.write_json(self.shop.out / "run.json", run | more)
 
 
+def _idle_int8(variants: Sequence[Variant], measurements: Sequence[Measurement]) -> Generator[str]:
+    """Says where INT8 is not shown to be faster than the fp32 it was made from."""
+    found = dict(zip((variant.digest for variant in variants), measurements, strict=True))
+    for variant in variants:
+        parent = found.get(variant.manifest.step.parent or "")
+        if variant.manifest.precision == "int8" and parent is not None:
+            gain = speedup(parent, found[variant.digest])
+            if gain.lower is None or gain.lower <= 1:
+                yield (
+                    f"INT8 does not pay on this CPU for {variant.name}: {gain.value:.2f} times the speed of "
+                    f"{parent.variant}, which is not shown to be above 1."
+                )
+
+
 def _rows(data: Data) -> dict[str, int]:
     return {name: len(getattr(data, name)) for name in ("train", "valid", "test")}
-
-
-def _source_key(source: str) -> list[str]:
-    """Identity of a checkpoint: its files' hashes, or the hub id."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return [source]
-    kinds = (".json", ".safetensors", ".txt", ".model")
-    files = sorted(p for p in folder.iterdir() if p.suffix in kinds and p.name != "variant.json")
-    return [hashlib.sha256("".join(f"{p.name} {file_sha256(p)}\n" for p in files).encode()).hexdigest()]
 
 
 def report_again(out: Path) -> Report:

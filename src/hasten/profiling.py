@@ -72,11 +72,12 @@ class ProfileOptions:
 class Worker:
     """A process that runs one variant."""
 
-    def __init__(self, variant: Variant, threads: int) -> None:
+    def __init__(self, variant: Variant, threads: int, *, workers: int = 1) -> None:
         self.variant = variant
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         environment |= {"TOKENIZERS_PARALLELISM": "false"}
         command = [sys.executable, "-m", "hasten.profiling_worker", str(variant.path), str(threads)]
+        command.append(str(workers))
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
     def __enter__(self) -> Self:
@@ -97,12 +98,13 @@ class Worker:
         if self._process.stdout:
             self._process.stdout.close()
 
-    def classify(self, texts: Sequence[str], *, warmup: int = 0) -> Reply:
-        """Classifies texts one at a time.
+    def classify(self, texts: Sequence[str], *, warmup: int = 0, clients: int = 1) -> Reply:
+        """Classifies texts; each client sends one at a time.
 
         Args:
             texts: The texts.
             warmup: How many of them to run first without counting.
+            clients: How many ask at the same time.
 
         Returns:
             Predictions and timings.
@@ -113,7 +115,9 @@ class Worker:
         if self._process.stdin is None:
             raise MeasurementError(f"{self.variant.name}: its process has no input")
         try:
-            self._process.stdin.write(msgspec.json.encode(Request(texts=list(texts), warmup=warmup)) + b"\n")
+            self._process.stdin.write(
+                msgspec.json.encode(Request(texts=list(texts), warmup=warmup, clients=clients)) + b"\n"
+            )
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # the reply says why

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,10 +26,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         texts: The texts to classify, one at a time.
         warmup: How many of them to run first without counting.
+        clients: How many ask at the same time; the texts are shared out among them.
     """
 
     texts: list[str]
     warmup: int = 0
+    clients: int = 1
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +42,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
         samples_ms: Milliseconds by text, tokenizer included.
         tokenizer_ms: Milliseconds by text, of the tokenizer alone.
         tokens: Length in tokens by text.
+        elapsed_s: From the first text to the last answer.
         peak_memory_bytes: Peak resident memory of the process so far.
         error: What went wrong; None if nothing did.
     """
@@ -45,19 +51,44 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     samples_ms: list[float] = []
     tokenizer_ms: list[float] = []
     tokens: list[int] = []
+    elapsed_s: float = 0.0
     peak_memory_bytes: int = 0
     error: str | None = None
 
 
 def classify(runtime: Runtime, request: Request) -> Reply:
-    """Classifies texts one at a time and times each from text to scores."""
+    """Classifies texts and times each from text to scores; each client sends one at a time.
+
+    Args:
+        runtime: What to run; with several clients it is called from as many threads.
+        request: The texts and the clients.
+
+    Returns:
+        Answers and timings; those of several clients one client after another.
+    """
     for text in request.texts[: request.warmup]:
         runtime.infer(runtime.encode([text]))
+    began = time.perf_counter()
+    shares = [request.texts[client :: request.clients] for client in range(request.clients)]
+    if request.clients == 1:
+        replies = [_one_client(runtime, shares[0])]
+    else:
+        with ThreadPoolExecutor(request.clients) as pool:
+            replies = list(pool.map(partial(_one_client, runtime), shares))
+    elapsed_s = time.perf_counter() - began
+    return Reply(
+        predictions=[p for r in replies for p in r.predictions], samples_ms=[s for r in replies for s in r.samples_ms],
+        tokenizer_ms=[t for r in replies for t in r.tokenizer_ms], tokens=[n for r in replies for n in r.tokens],
+        elapsed_s=elapsed_s, peak_memory_bytes=peak_memory_bytes(),
+    )  # fmt: skip
+
+
+def _one_client(runtime: Runtime, texts: Sequence[str]) -> Reply:
     predictions: list[int] = []
     totals: list[float] = []
     tokenizers: list[float] = []
     tokens: list[int] = []
-    for text in request.texts:
+    for text in texts:
         began = time.perf_counter()
         encodings = runtime.encode([text])
         encoded = time.perf_counter()
@@ -67,10 +98,7 @@ def classify(runtime: Runtime, request: Request) -> Reply:
         totals.append((ended - began) * 1e3)
         tokenizers.append((encoded - began) * 1e3)
         tokens.append(len(encodings[0]))
-    return Reply(
-        predictions=predictions, samples_ms=totals, tokenizer_ms=tokenizers, tokens=tokens,
-        peak_memory_bytes=peak_memory_bytes(),
-    )  # fmt: skip
+    return Reply(predictions=predictions, samples_ms=totals, tokenizer_ms=tokenizers, tokens=tokens)
 
 
 def peak_memory_bytes() -> int:
@@ -81,12 +109,13 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def work(folder: Path, threads: int, commands: BinaryIO, answers: BinaryIO) -> None:
+def work(folder: Path, threads: int, workers: int, commands: BinaryIO, answers: BinaryIO) -> None:
     """Loads a variant, then answers commands until the input ends.
 
     Args:
         folder: The variant.
-        threads: Threads to run with.
+        threads: Threads of one inference.
+        workers: Inferences at the same time.
         commands: One `Request` a line.
         answers: One `Reply` a line, the first when the variant is loaded.
     """
@@ -97,7 +126,7 @@ def work(folder: Path, threads: int, commands: BinaryIO, answers: BinaryIO) -> N
 
     try:
         variant: Variant = open_variant(folder)
-        runtime = open_runtime(variant, threads=threads)
+        runtime = open_runtime(variant, threads=threads, workers=workers)
     except HastenError as error:
         answer(Reply(error=str(error)))
         return
@@ -107,4 +136,4 @@ def work(folder: Path, threads: int, commands: BinaryIO, answers: BinaryIO) -> N
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), int(sys.argv[2]), sys.stdin.buffer, sys.stdout.buffer)
+    work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.stdin.buffer, sys.stdout.buffer)

@@ -23,21 +23,19 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-import numpy as np
-
-from hasten.errors import ArtifactError, DataError, MissingExtraError, ParityError
+from hasten.errors import ArtifactError, DataError, MissingExtraError, UsageError
+from hasten.fidelity import finite_logits, measure_changes
 from hasten.golden import finish
-from hasten.invariance import batch_invariance
-from hasten.measurement import available_cores, library_versions, this_host
-from hasten.runtime import Logits, OnnxRuntime, open_runtime, predict_logits
+from hasten.measurement import library_versions, this_host
+from hasten.runtime import OnnxRuntime
+from hasten.smoothing import channel_peaks, smooth
 from hasten.variant import StepRecord, Variant, building, copy_configuration
 
 FLOAT_TENSOR = 1
 PRODUCT, LOOKUP = "MatMul", "Gather"
 VERSIONED = ("onnx", "onnxruntime")
-INVARIANCE_TEXTS = 256
 SUMS_IN_32_BITS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
 
 Method = Literal["static", "dynamic"]
@@ -57,6 +55,8 @@ class QuantizeOptions:
         reduce_range: 7-bit weights, which cannot saturate the 16-bit sums of CPUs without VNNI; None takes them where
             this CPU is one.
         embeddings: Whether the embedding tables become INT8 too.
+        smoothing: How much of the activations' outliers is moved into the weights, 0 (nothing) to 1; see
+            `hasten.smoothing`. Not used by the dynamic method.
         keep: Names of matrix products that stay in fp32.
     """
 
@@ -66,7 +66,19 @@ class QuantizeOptions:
     per_channel: bool = True
     reduce_range: bool | None = None
     embeddings: bool = True
+    smoothing: float = 0.0
     keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UsageError: A value is out of range.
+        """
+        if not 0 <= self.smoothing <= 1:
+            raise UsageError(f"smoothing is a share, 0 to 1, not {self.smoothing}")
+        if self.calibration_texts < 1:
+            raise UsageError(f"at least 1 text is needed to calibrate on, not {self.calibration_texts}")
 
     @property
     def reduces_range(self) -> bool:
@@ -109,12 +121,12 @@ def quantize(
         raise DataError(
             f"quantization calibrates and measures its loss on real texts; all {len(texts)} given are empty"
         )
-    before = _finite_logits(source, texts)
+    before = finite_logits(source, texts)
     with building(out) as draft:
         copy_configuration(source, draft)
         quantize_graph(source, draft / "model.onnx", options, texts)
         manifest = replace(source.manifest, name=name, precision="int8", step=_record(source, options, {}))
-        facts = _changes(before, Variant(path=draft, manifest=manifest), texts)
+        facts = measure_changes(before, Variant(path=draft, manifest=manifest), texts)
         invariant: bool = facts["batch_invariance"]["holds"]
         sealed = finish(draft, replace(manifest, batch_invariant=invariant, step=_record(source, options, facts)))
     return Variant(path=out.resolve(), manifest=sealed)
@@ -178,12 +190,24 @@ def quantize_graph(
                 graph, path, op_types_to_quantize=[PRODUCT], nodes_to_quantize=wanted, extra_options=extra, **common
             )
         else:
-            _quantize_static(source, graph, path, options, texts[: options.calibration_texts], wanted, extra, ranges)
+            reader = _Reader(source, texts[: options.calibration_texts])
+            if options.smoothing:
+                graph = _smoothed(graph, Path(folder) / "smoothed.onnx", wanted, reader, options.smoothing)
+            _quantize_static(reader, graph, path, options, wanted, extra, ranges)
+
+
+def _smoothed(graph: Path, path: Path, wanted: list[str], reader: _Reader, strength: float) -> Path:
+    import onnx
+
+    model = onnx.load_model(graph)
+    smooth(model, wanted, channel_peaks(model, wanted, reader.batches), strength)
+    onnx.save_model(model, path)
+    return path
 
 
 def _quantize_static(
-    source: Variant, graph: Path, path: Path, options: QuantizeOptions, texts: Sequence[str], wanted: list[str],
-    extra: dict[str, Any], ranges: Path | None,
+    reader: _Reader, graph: Path, path: Path, options: QuantizeOptions, wanted: list[str], extra: dict[str, Any],
+    ranges: Path | None,
 ) -> None:  # fmt: skip
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -192,9 +216,8 @@ def _quantize_static(
         "percentile": CalibrationMethod.Percentile,
         "entropy": CalibrationMethod.Entropy,
     }
-    reader: Any = _Reader(source, texts)
     quantize_static(
-        graph, path, reader, quant_format=QuantFormat.QDQ, op_types_to_quantize=[PRODUCT],
+        graph, path, cast("Any", reader), quant_format=QuantFormat.QDQ, op_types_to_quantize=[PRODUCT],
         nodes_to_quantize=wanted, per_channel=options.per_channel, reduce_range=options.reduces_range,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=methods[options.calibration],
         calibration_cache_path=ranges,
@@ -211,11 +234,11 @@ class _Reader:
 
     def __init__(self, source: Variant, texts: Sequence[str]) -> None:
         runtime = OnnxRuntime(source, threads=1)
-        self._batches = [runtime.feed([encoding]) for encoding in runtime.encode(texts)]
-        self._next, self._end = 0, len(self._batches)
+        self.batches = [runtime.feed([encoding]) for encoding in runtime.encode(texts)]
+        self._next, self._end = 0, len(self.batches)
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self.batches)
 
     def set_range(self, start_index: int, end_index: int) -> None:
         self._next, self._end = start_index, end_index
@@ -224,7 +247,7 @@ class _Reader:
         if self._next >= self._end:
             return None
         self._next += 1
-        return self._batches[self._next - 1]
+        return self.batches[self._next - 1]
 
 
 @contextmanager
@@ -237,31 +260,3 @@ def _quiet_quantizer() -> Generator[None]:
             yield
     finally:
         logging.disable(previous)
-
-
-def _finite_logits(variant: Variant, texts: Sequence[str]) -> Logits:
-    logits = predict_logits(open_runtime(variant, threads=_threads()), texts)
-    if not np.isfinite(logits).all():
-        raise ParityError(f"{variant.name}: the model answers NaN or infinity on real texts; its weights are broken")
-    return logits
-
-
-def _threads() -> int:
-    return max(1, int(available_cores()))
-
-
-def _changes(before: Logits, quantized: Variant, texts: Sequence[str]) -> dict[str, Any]:
-    after = _finite_logits(quantized, texts)
-    difference = np.abs(before - after).max(axis=-1)
-    flips = int((before.argmax(-1) != after.argmax(-1)).sum())
-    return {
-        "against_fp32": {
-            "texts": len(texts),
-            "label_flips": flips,
-            "mean_logit_difference": float(difference.mean()),
-            "max_logit_difference": float(difference.max()),
-        },
-        "batch_invariance": asdict(
-            batch_invariance(open_runtime(quantized, threads=_threads()), texts[:INVARIANCE_TEXTS])
-        ),
-    }

@@ -3,8 +3,9 @@
 Ranges of activations can be kept whole or cut, and which is better hangs on the model's outliers. Weights of 8 bits are
 finer than of 7, but can saturate on CPUs without VNNI, and whether they do hangs on the weights. So each way is carried
 out, and the one that moves the logits of training texts least is taken. Its loss of accuracy against the fp32 parent is
-then judged on the validation split. If that shows that more is lost than allowed, the products of activations with
-weights are put back to fp32 one by one, the most sensitive first, until it no longer does.
+then judged on the validation split. Where that does not show that the loss is allowed, smoothing is tried, which costs
+a few operators. If more is shown to be lost than allowed even so, the products of activations with weights are put back
+to fp32 one by one, the most sensitive first, until it no longer is.
 
 Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", on range setting and on the analysis of
 layers one at a time. We differ in the criterion: logits of the user's texts rather than errors of tensors.
@@ -27,10 +28,12 @@ from hasten.variant import Variant, copy_configuration
 from hasten.workload import Workload
 
 CALIBRATIONS: tuple[Calibration, ...] = ("minmax", "percentile", "entropy")
+SMOOTHINGS = (0.5, 0.7, 0.8)
 SENSITIVITY_TEXTS = 64
 
 Progress = Callable[[int, int], None]
 Loss = Literal["holds", "undecided", "too large"]
+VERDICTS: tuple[Loss, ...] = ("holds", "undecided", "too large")  # from best to worst
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +117,15 @@ class _Search:
 
     def run(self) -> Choice:
         """The best way, then fp32 for products until the loss is not shown to be too large."""
-        candidates = self._candidates()
+        candidates, sensitivity = self._plain(), dict[str, float]()
         options = _best(candidates)
-        lost, sensitivity = self._lost_points(options), dict[str, float]()
+        lost = self._lost_points(options)
+        if self._verdict(lost) != "holds" and not options.smoothing:
+            smoothed = self._smoothed(options)
+            candidates += smoothed
+            other = self._lost_points(_best(smoothed))
+            if VERDICTS.index(self._verdict(other)) < VERDICTS.index(self._verdict(lost)):
+                options, lost = _best(smoothed), other
         if self._verdict(lost) == "too large":
             sensitivity = self._sensitivity(options)
             for kept in range(1, len(sensitivity) // 2 + 1):
@@ -128,7 +137,7 @@ class _Search:
             options=options, lost_points=lost, loss=self._verdict(lost), candidates=candidates, sensitivity=sensitivity
         )
 
-    def _candidates(self) -> list[Candidate]:
+    def _plain(self) -> list[Candidate]:
         """The ranges of weights first, then, with the better one, the ranges of activations."""
         start = self.question.options
         ranges = (False, True) if start.reduce_range is None and can_saturate() else (start.reduces_range,)
@@ -143,6 +152,9 @@ class _Search:
             found.append(self._candidate(replace(finer, calibration=calibration)))
         return found
 
+    def _smoothed(self, plain: QuantizeOptions) -> list[Candidate]:
+        return [self._candidate(replace(plain, smoothing=strength)) for strength in SMOOTHINGS]
+
     def _candidate(self, way: QuantizeOptions) -> Candidate:
         before, after = self._before, self._quantized(way, self.question.texts)
         flips = int((after.argmax(-1) != before.argmax(-1)).sum())
@@ -152,7 +164,7 @@ class _Search:
         return predict_logits(OnnxRuntime(self.question.source, threads=self.question.threads), texts)
 
     def _quantized(self, options: QuantizeOptions, texts: Sequence[str]) -> Logits:
-        ranges = self.folder / f"{options.calibration}.json"
+        ranges = self.folder / f"{options.calibration}-{options.smoothing}.json"
         quantize_graph(self.question.source, self.folder / "model.onnx", options, self.question.texts, ranges=ranges)
         draft = Variant(path=self.folder, manifest=self.question.source.manifest)
         return predict_logits(OnnxRuntime(draft, threads=self.question.threads), texts)

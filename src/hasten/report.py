@@ -146,7 +146,7 @@ class VariantRow:
     Attributes:
         name: The variant's name.
         digest: The variant's digest.
-        format: `torch` or `onnx`.
+        format: `torch`, `onnx` or `openvino`.
         precision: `fp32` or `int8`.
         parameters: Number of weights.
         parameters_by_part: The same by part of the model.

@@ -115,24 +115,29 @@ class OnnxRuntime:
         return Path(self._session.end_profiling())
 
 
-def open_runtime(variant: Variant, *, threads: int = 1) -> Runtime:
+def open_runtime(variant: Variant, *, threads: int = 1, workers: int = 1) -> Runtime:
     """Loads a variant for inference.
 
     Args:
         variant: An opened (and so hash-checked) folder.
         threads: Threads for one inference, at least 1. For a torch variant this sets the whole process's.
+        workers: Inferences that shall run at the same time, each called from a thread of its own.
 
     Returns:
         The runtime that its format calls for.
 
     Raises:
         ArtifactError: The runtime cannot load the folder.
-        MissingExtraError: A torch variant, and torch is not installed.
+        MissingExtraError: The runtime that the format calls for is not installed.
     """
     if variant.manifest.format == "torch":
         from hasten.torch_runtime import TorchRuntime
 
         return TorchRuntime(variant, threads=threads)
+    if variant.manifest.format == "openvino":
+        from hasten.openvino_runtime import OpenVinoRuntime
+
+        return OpenVinoRuntime(variant, threads=threads, workers=workers)
     return OnnxRuntime(variant, threads=threads)
 
 

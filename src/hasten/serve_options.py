@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hasten.measurement import available_cores
+from hasten.measurement import available_cores, this_host
+from hasten.variant import ThreadPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,8 +15,8 @@ class ServeOptions:
     Attributes:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        threads: Threads of one inference; None takes all cores at hand.
-        workers: Inferences at the same time, at least 1.
+        threads: Threads of one inference; None leaves it to the folder's plan, or without one shares out all cores.
+        workers: Inferences at the same time, at least 1; None leaves it to the folder's plan, or without one takes 1.
         max_batch: Most texts in one inference; a variant that is not batch-invariant is always served one by one.
         max_padded_tokens: Highest cost of an inference of several texts, texts × longest.
         max_queue: Most texts waiting, those being tokenized included; what goes beyond is refused with 429.
@@ -26,14 +27,26 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     threads: int | None = None
-    workers: int = 1
+    workers: int | None = None
     max_batch: int = 8
     max_padded_tokens: int = 1024
     max_queue: int = 64
     max_rows: int = 32
     max_body_bytes: int = 256 * 1024
 
-    @property
-    def resolved_threads(self) -> int:
-        """The number of threads of one inference."""
-        return self.threads or max(1, int(available_cores()))
+    def layout(self, plan: ThreadPlan | None) -> tuple[int, int]:
+        """Inferences at the same time, and threads of each.
+
+        Args:
+            plan: What was measured for the folder; followed where it is from a machine like this one and neither number
+                is given.
+
+        Returns:
+            Workers and threads.
+        """
+        cores = available_cores()
+        mine = plan is not None and (plan.cpu, plan.cores) == (this_host().cpu, cores)
+        if plan is not None and mine and self.threads is None and self.workers is None:
+            return plan.for_throughput.workers, plan.for_throughput.threads
+        workers = self.workers or 1
+        return workers, self.threads or max(1, int(cores) // workers)

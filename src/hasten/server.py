@@ -109,10 +109,11 @@ class _Service:
     """One runtime, its batcher, and the endpoints."""
 
     def __init__(
-        self, runtime: Runtime, identity: dict[str, str], limits: Limits, max_tokens: int, options: ServeOptions
-    ) -> None:
+        self, runtime: Runtime, identity: dict[str, str], limits: Limits, max_tokens: int, options: ServeOptions,
+        workers: int,
+    ) -> None:  # fmt: skip
         self._runtime, self._identity = runtime, identity
-        self._limits, self._max_tokens, self._options = limits, max_tokens, options
+        self._limits, self._max_tokens, self._options, self._workers = limits, max_tokens, options, workers
         self._metrics = _Metrics()
         self._tokenizing_rows = 0
         self._tokenizers: ThreadPoolExecutor
@@ -123,7 +124,7 @@ class _Service:
     async def lifespan(self, _app: Starlette) -> AsyncGenerator[None]:
         with ThreadPoolExecutor(TOKENIZERS, thread_name_prefix="hasten-tokenize") as self._tokenizers:
             await asyncio.get_running_loop().run_in_executor(self._tokenizers, self._warm_up)
-            self._batcher = Batcher(self._compute, self._limits, workers=self._options.workers)
+            self._batcher = Batcher(self._compute, self._limits, workers=self._workers)
             self.ready = True
             try:
                 yield
@@ -221,8 +222,9 @@ class _Service:
 
 
 def create_app(
-    runtime: Runtime, *, name: str, digest: str, batch_invariant: bool, max_tokens: int, options: ServeOptions
-) -> Starlette:
+    runtime: Runtime, *, name: str, digest: str, batch_invariant: bool, max_tokens: int, options: ServeOptions,
+    workers: int = 1,
+) -> Starlette:  # fmt: skip
     """Makes the app for one loaded variant.
 
     Its lifespan warms the runtime up before it takes requests, and finishes what was admitted before it ends.
@@ -233,7 +235,8 @@ def create_app(
         digest: The variant's digest (hex).
         batch_invariant: Whether a text's logits are the same alone and in any batch; if not, texts go one by one.
         max_tokens: Longest input in tokens, at which `runtime.encode` truncates.
-        options: Limits; host, port and threads are not used here.
+        options: Limits; host, port, threads and workers are not used here.
+        workers: Inferences at the same time, at least 1.
 
     Returns:
         An ASGI app whose lifespan must be run.
@@ -243,7 +246,7 @@ def create_app(
     """
     max_batch = options.max_batch if batch_invariant else 1  # else a text's logits would depend on its batch-mates
     limits = Limits(max_batch=max_batch, max_padded_tokens=options.max_padded_tokens, max_queue=options.max_queue)
-    service = _Service(runtime, {"name": name, "digest": digest}, limits, max_tokens, options)
+    service = _Service(runtime, {"name": name, "digest": digest}, limits, max_tokens, options, workers)
     return Starlette(
         routes=[
             Route("/", service.root, methods=["GET", "POST"]),
@@ -259,12 +262,15 @@ def create_app(
 def open_app(folder: Path | str, options: ServeOptions) -> Starlette:
     """The app of a variant folder: checks its hashes, replays its golden logits, loads it; raises what `serve` does."""
     variant = open_variant(folder)
-    replay_golden(variant, threads=options.resolved_threads)
+    workers, threads = options.layout(variant.manifest.plan)
+    _log.info("%s: %d inferences at the same time, threads of each: %d", variant.name, workers, threads)
+    replay_golden(variant, threads=threads)
     for sentence in other_machine(variant):
         _log.warning("%s: %s", variant.name, sentence)
     return create_app(
-        open_runtime(variant, threads=options.resolved_threads), name=variant.name, digest=variant.digest,
+        open_runtime(variant, threads=threads, workers=workers), name=variant.name, digest=variant.digest,
         batch_invariant=variant.manifest.batch_invariant, max_tokens=variant.manifest.max_tokens, options=options,
+        workers=workers,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 ```
 config.json  tokenizer.json  tokenizer_config.json      as transformers reads them
-model.safetensors | model.onnx                          the weights, or the graph with its weights
+model.safetensors | model.onnx | openvino_model.xml     the weights, or the graph with its weights (OpenVINO: and .bin)
 golden.json                                             texts and the logits they gave when the folder was made
 variant.json                                            what this module reads: kind, labels, lineage, sha256 per file
 ```
@@ -32,8 +32,13 @@ MANIFEST = "variant.json"
 CONFIGURATION = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
 Task = Literal["single_label_classification", "multi_label_classification", "regression", "token_classification"]
-Format = Literal["torch", "onnx"]
+Format = Literal["torch", "onnx", "openvino"]
 Precision = Literal["fp32", "int8"]
+WEIGHTS: dict[Format, tuple[str, ...]] = {
+    "torch": ("model.safetensors",),
+    "onnx": ("model.onnx",),
+    "openvino": ("openvino_model.xml", "openvino_model.bin"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +81,48 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRow:
+    """One way to share out the cores, measured.
+
+    Attributes:
+        workers: Inferences at the same time.
+        threads: Threads of each.
+        alone_p50_ms: Median latency of a text that comes alone, from text to scores.
+        texts_per_s: Texts a second when as many clients ask as there are inferences at the same time.
+    """
+
+    workers: int
+    threads: int
+    alone_p50_ms: float
+    texts_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadPlan:
+    """What a measurement says about sharing out a machine's cores.
+
+    Attributes:
+        cpu: Model name of the processor.
+        cores: Cores at hand (affinity, cut by the cgroup's CPU quota).
+        rows: The ways, at least one.
+    """
+
+    cpu: str
+    cores: float
+    rows: list[PlanRow]
+
+    @property
+    def for_latency(self) -> PlanRow:
+        """The way that answers a text alone soonest."""
+        return min(self.rows, key=lambda row: row.alone_p50_ms)
+
+    @property
+    def for_throughput(self) -> PlanRow:
+        """The way that answers most texts a second."""
+        return max(self.rows, key=lambda row: row.texts_per_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """The content of `variant.json`.
 
@@ -83,7 +130,7 @@ class Manifest:
         schema: `hasten.variant/1`.
         name: The variant's name, such as `onnx-int8`.
         task: What the logits mean.
-        format: `torch` (safetensors) or `onnx`.
+        format: `torch` (safetensors), `onnx` or `openvino`.
         precision: `fp32` or `int8`.
         architecture: transformers' `model_type`.
         labels: Label names by id.
@@ -92,6 +139,7 @@ class Manifest:
         batch_invariant: Whether a text's logits are the same alone and in any batch.
         step: How it was made.
         files: sha256 (hex) of every other file in the folder, by relative path.
+        plan: How to share out the cores, where it was measured.
     """
 
     schema: str
@@ -106,6 +154,7 @@ class Manifest:
     batch_invariant: bool
     step: StepRecord
     files: dict[str, str] = field(default_factory=dict[str, str])
+    plan: ThreadPlan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +187,13 @@ class Variant:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the weights file."""
-        return (self.path / self.weights).stat().st_size
+        """Size of the weights, with the graph where the format has one."""
+        return sum((self.path / name).stat().st_size for name in WEIGHTS[self.manifest.format])
 
     @property
     def weights(self) -> str:
-        """Name of the weights file."""
-        return "model.onnx" if self.manifest.format == "onnx" else "model.safetensors"
+        """Name of the file to load."""
+        return WEIGHTS[self.manifest.format][0]
 
 
 def open_variant(path: Path | str) -> Variant:

@@ -23,6 +23,7 @@ from hasten.variant import open_variant
 FAST = OptimizeOptions(
     budget=Budget(speedup=1e9, retain=0.9),
     shapes="1x32,2x32",
+    openvino=False,
     profile=ProfileOptions(samples=60, breakdown_samples=3),
     distill=DistillOptions(train=TrainOptions(epochs=3, learning_rate=2e-3)),
 )

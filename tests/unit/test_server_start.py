@@ -38,8 +38,8 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
     """Replaces what needs a real model; lists what was called, for which variant, with how many threads."""
     calls: list[tuple[str, str, int]] = []
 
-    def open_runtime(variant: Variant, *, threads: int) -> FakeRuntime:
-        calls.append(("open", variant.name, threads))
+    def open_runtime(variant: Variant, *, threads: int, workers: int) -> FakeRuntime:
+        calls.append(("open", variant.name, threads * workers))
         return FakeRuntime(max_tokens=64)
 
     def replay_golden(variant: Variant, *, threads: int) -> float:
@@ -105,7 +105,7 @@ def test_serve_says_so_when_the_warm_up_fails(
         def infer(self, encodings: Sequence[Encoding]) -> Logits:
             raise RuntimeError("no kernel for this")
 
-    monkeypatch.setattr(server, "open_runtime", lambda variant, threads: Broken())
+    monkeypatch.setattr(server, "open_runtime", lambda variant, threads, workers: Broken())
     with pytest.raises(ArtifactError, match="did not start"):
         serve(make_folder(tmp_path / "v"), replace(OPTIONS, port=0))
 

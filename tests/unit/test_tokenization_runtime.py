@@ -232,7 +232,7 @@ def test_a_model_that_answers_nan_is_never_finished(bert: Variant, copy: Path) -
 
 
 def test_golden_takes_any_runtime() -> None:
-    recorded = Golden.record(FakeRuntime())
+    recorded = Golden.record(FakeRuntime(), "onnx")
     assert len(recorded.logits) == len(GOLDEN_TEXTS)
     assert {len(row) for row in recorded.logits} == {2}
 

@@ -1,0 +1,74 @@
+"""A variant's `openvino_model.xml` in OpenVINO on the CPU. Needs the extra `openvino`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import ArtifactError, MissingExtraError
+from hasten.tokenization import Encoding, TextEncoder, pad_token_id, padded
+from hasten.variant import Variant
+
+
+class OpenVinoRuntime:
+    """One compiled model; each thread that calls it has an inference request of its own."""
+
+    def __init__(self, variant: Variant, *, threads: int, workers: int = 1, profile: bool = False) -> None:
+        core = load_openvino().Core()
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": workers,
+            "INFERENCE_NUM_THREADS": threads * workers,
+            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU has it
+            "ENABLE_CPU_PINNING": False,  # several processes would pin themselves to the same cores
+            "PERF_COUNT": profile,
+        }
+        path = variant.path / "openvino_model.xml"
+        try:
+            self._model: Any = core.compile_model(path, "CPU", settings)
+        except RuntimeError as error:
+            raise ArtifactError(f"{path}: OpenVINO cannot load it: {error}") from error
+        self._inputs = [node.any_name for node in self._model.inputs]
+        self._requests = threading.local()
+        self._encode = TextEncoder(variant)
+        self._pad_id = pad_token_id(variant)
+        self.labels = variant.labels
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Tokenizes texts; see `hasten.runtime.Runtime.encode`."""
+        return self._encode(texts)
+
+    def infer(self, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
+        """Runs one padded batch; see `hasten.runtime.Runtime.infer`."""
+        batch = padded(encodings, self._pad_id)
+        found = self._request().infer({name: batch[name] for name in self._inputs})
+        return np.array(found[0], dtype=np.float32)  # the request's own buffer is written over by the next
+
+    def node_times_ms(self) -> list[tuple[str, str, float]]:
+        """Name, kind and milliseconds of each operator in this thread's last inference; needs `profile`."""
+        return [
+            (node.node_name, node.node_type, node.real_time.total_seconds() * 1e3)
+            for node in self._request().get_profiling_info()
+        ]
+
+    def _request(self) -> Any:
+        if not hasattr(self._requests, "mine"):
+            self._requests.mine = self._model.create_infer_request()
+        return self._requests.mine
+
+
+def load_openvino() -> Any:
+    """The module `openvino`.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtraError("openvino", "openvino") from error
+    return openvino

@@ -1,0 +1,78 @@
+"""What a run is asked for, and who is told how far it has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Protocol
+
+from hasten.budget import Budget
+from hasten.distillation import DistillOptions
+from hasten.onnx_export import ExportOptions
+from hasten.profiling import ProfileOptions
+from hasten.quantization import QuantizeOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizeOptions:
+    """How to go down the road.
+
+    Attributes:
+        budget: What must be met.
+        every_step: Go through all steps even when an early one meets the budget.
+        strict: Treat a text that stands in two splits as an error instead of removing it from the training side.
+        valid_share: Share of the training data to validate on, where no validation data are given.
+        valid_rows: Most rows to validate on; above 0.
+        valid_samples: Timed requests a variant on the validation split, at least; 299 are needed to judge a p99.
+        shapes: Student shapes to consider, such as `2x128,3x384`; None takes a catalogue.
+        seed: Seed of splits, orders and training.
+        export: How to export.
+        quantize: How to quantize; the calibration is searched for.
+        max_lost_points: Points of accuracy that an INT8 variant may lose against its fp32 parent; if it is shown to
+            lose more, products are put back to fp32.
+        openvino: Whether OpenVINO's variants stand for choice too; None takes them where the extra is installed.
+        distill: How to distil.
+        profile: How to measure.
+    """
+
+    budget: Budget
+    every_step: bool = False
+    strict: bool = False
+    valid_share: float = 0.2
+    valid_rows: int = 1000
+    valid_samples: int = 300
+    shapes: str | None = None
+    seed: int = 0
+    export: ExportOptions = field(default_factory=ExportOptions)
+    quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
+    max_lost_points: float = 0.3
+    openvino: bool | None = None
+    distill: DistillOptions = field(default_factory=DistillOptions)
+    profile: ProfileOptions = field(default_factory=ProfileOptions)
+
+    @property
+    def with_openvino(self) -> bool:
+        """Whether OpenVINO's variants are made."""
+        return find_spec("openvino") is not None if self.openvino is None else self.openvino
+
+
+class Observer(Protocol):
+    """Is told how far a run has come."""
+
+    def stage(self, name: str) -> None:
+        """A new stage begins."""
+        ...
+
+    def advance(self, done: int, total: int) -> None:
+        """The current stage has come so far."""
+        ...
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def stage(self, name: str) -> None:
+        """Ignores it."""
+
+    def advance(self, done: int, total: int) -> None:
+        """Ignores it."""
