@@ -2,12 +2,12 @@
 
     python benchmarks/architectures.py [--out OUT] [--architecture NAME]... [--requests 200]
 
-Each model has its architecture's published configuration, but 6 layers of 384 (heads of 64), a vocabulary of 1,000 and
-random weights, which change neither the graph's operators nor its time. Against hasten's fused graph stand eager
-PyTorch, and `plain`: the trace of PyTorch's exporter that hasten starts from, run by the same onnxruntime. Parity is the
-largest difference of a logit from PyTorch's on padded batches of every size from 1 to 16, with lengths of 1 to 256
-tokens mixed in each. Latencies are of texts of an exact length, the tokenizer included, in one interleaved run a length
-with equal threads. Ratios are of medians, with a paired bootstrap interval. Nothing else may run.
+Each model has its architecture's published configuration, but 6 layers of 384 (heads of 64), a vocabulary of 1,000
+and random weights, which change neither the graph's operators nor its time. Against hasten's fused graph stand eager
+PyTorch, and `plain`: the trace of PyTorch's exporter that hasten starts from, run by the same onnxruntime. Parity is
+the largest difference of a logit from PyTorch's on padded batches of every size from 1 to 16, with lengths of 1 to 256
+tokens mixed in each. Latencies are of texts of an exact length, the tokenizer included, in one interleaved run a
+length with equal threads. Ratios are of medians, with a paired bootstrap interval. Nothing else may run.
 """
 
 from __future__ import annotations
