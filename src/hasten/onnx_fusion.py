@@ -1,7 +1,7 @@
 """Fusion: the traced graph of an encoder, rewritten into few large operators; which ones it must have is enforced.
 
 Per layer there is one product for query, key and value, one attention, one sum with its normalisation after each half
-and one activation with its bias. The patterns of single operators are ONNX Script's and onnxruntime's. Four rewrites
+and one activation with its bias. The patterns of single operators are ONNX Script's and onnxruntime's. Five rewrites
 are our own, since neither has them:
 
 - products of one input with several weights become one product and a split;
@@ -9,6 +9,7 @@ are our own, since neither has them:
   the one addend that the attention operator takes (MPNet);
 - an attention bias that is nothing but the padding mask becomes the operator's own padding mask, which saves some
   twenty small nodes a text; that it is one is established by running it;
+- what depends on weights alone is computed once, whatever its size (DeBERTa's products of its table of positions);
 - a sum that is normalised becomes `Sum`, which means the same as `Add` but is left alone when onnxruntime loads the
   graph: it would make one `SkipLayerNormalization` of sum and normalisation, whose kernel for CPUs takes some four
   times as long as the two (onnxruntime 1.32).
@@ -83,6 +84,7 @@ def fuse(traced: onnx.ModelProto, longest_tokens: int) -> onnx.ModelProto:
     for fusion in (fuse_mha2, fuse_mha_scale, fuse_mha_bias, replace_sdpa_by_mha, fuse_gelu, fuse_bias_gelu):
         fusion(model)
     optimize(model)
+    _work_out_constants(model)
     _merge_products(model)
     if longest_tokens <= LONGEST_PROBE_TOKENS:
         _use_padding_masks(model, longest_tokens)
@@ -123,6 +125,33 @@ class _OneAddend(pattern.RewriteRuleClassBase):
 
 
 _ONE_ADDEND = pattern.RewriteRuleSet([_OneAddend.rule()])
+
+
+def _work_out_constants(model: ir.Model) -> None:
+    """Computes what depends on weights alone, as DeBERTa's products of its table of positions.
+
+    onnxruntime does so when it loads a graph, but not where the products are quantized.
+    """
+    constant: dict[ir.Value, None] = {}  # in the order of the graph, so that exports are alike
+    nodes: dict[ir.Node, None] = {}
+    for node in model.graph:
+        given = [value for value in node.inputs if value is not None]
+        if given and all(value.const_value is not None or value in constant for value in given):
+            constant |= dict.fromkeys(node.outputs)
+            nodes[node] = None
+    wanted = [value for value in constant if any(user not in nodes for user in value.consumers())]
+    if not wanted:
+        return
+    part = ir.convenience.extract(model.graph, inputs=[], outputs=wanted)
+    found: Any = _session(ir.Model(part, ir_version=model.ir_version)).run(None, {})
+    for value, content in zip(wanted, found, strict=True):
+        ir.convenience.replace_all_uses_with(value, _initializer(model.graph, f"{value.name}.constant", content))
+    model.graph.remove(nodes, safe=True)
+
+
+def _session(model: ir.Model) -> ort.InferenceSession:
+    content = ir.serde.serialize_model(model).SerializeToString()
+    return ort.InferenceSession(content, providers=["CPUExecutionProvider"])
 
 
 def _merge_products(model: ir.Model) -> None:
@@ -198,8 +227,7 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
 def _is_padding_mask(model: ir.Model, bias: ir.Value, longest_tokens: int) -> bool:
     """Runs what makes a bias on padded batches: 0 where there is a token, hugely negative where there is none."""
     part = ir.convenience.extract(model.graph, inputs=model.graph.inputs, outputs=[bias])
-    probe = ir.serde.serialize_model(ir.Model(part, ir_version=model.ir_version)).SerializeToString()
-    session = ort.InferenceSession(probe, providers=["CPUExecutionProvider"])
+    session = _session(ir.Model(part, ir_version=model.ir_version))
     for tokens in {2, longest_tokens}:
         mask = np.ones((3, tokens), np.int64)
         mask[1, 1:], mask[2, tokens // 2 + 1 :] = 0, 0
