@@ -37,12 +37,19 @@ def rates(peaks: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     low, high = min(row["gops"] for row in rows) / 1.4, max(ceilings.values()) * 1.25
 
     def x(tokens: float) -> float:
-        return LEFT + (RIGHT - LEFT - 160) * math.log(tokens / lengths[0]) / math.log(lengths[-1] / lengths[0])
+        return LEFT + (RIGHT - LEFT - 180) * math.log(tokens / lengths[0]) / math.log(lengths[-1] / lengths[0])
 
     def y(gops: float) -> float:
         return TOP + CHART_HEIGHT * math.log(high / gops) / math.log(high / low)
 
-    drawn = [text(LEFT, 28, "Billions of operations a second by length, and the peaks of this machine", size=16)]
+    drawn = [
+        text(
+            LEFT,
+            28,
+            "Billions of operations a second by length; after each name, the share of the peak at the longest",
+            size=16,
+        )
+    ]
     ticks = [step * 10**power for power in range(5) for step in (1, 2, 5) if low <= step * 10**power <= high]
     for tick in ticks:
         drawn += [line(LEFT, y(tick), RIGHT, y(tick), "#8884"), text(LEFT - 8, y(tick) + 4, f"{tick:g}", anchor="end")]
@@ -50,16 +57,24 @@ def rates(peaks: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         drawn.append(text(x(tokens), TOP + CHART_HEIGHT + 20, f"{tokens} tokens", anchor="middle"))
     for name, gops in ceilings.items():
         drawn += [line(LEFT, y(gops), RIGHT, y(gops), "#1f9d57", 'stroke-width="1.5" stroke-dasharray="6 4"')]
-        drawn.append(text(RIGHT, y(gops) - 6, f"{name}: {gops:.0f}", anchor="end", color="#1f9d57"))
+        drawn.append(text(LEFT + 8, y(gops) - 6, f"{name}: {gops:.0f}", color="#1f9d57"))
+    labels: list[float] = []
     for variant, color in zip(names(rows), LINE_COLORS[1:], strict=False):
         own = sorted((row for row in rows if row["variant"] == variant), key=lambda row: row["tokens"])
         points = [(x(row["tokens"]), y(row["gops"])) for row in own]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
         drawn.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2.5"/>')
         drawn += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{color}"/>' for a, b in points]
-        label = f"{variant} ({own[-1]['share_of_peak']:.0%})"
-        drawn.append(text(points[-1][0] + 10, points[-1][1] + 4, label, color=color))
+        labels.append(free_place(points[-1][1] + 4, labels))
+        drawn.append(text(points[-1][0] + 10, labels[-1], f"{variant}, {own[-1]['share_of_peak']:.0%}", color=color))
     return drawn
+
+
+def free_place(wanted: float, taken: list[float]) -> float:
+    """The place nearest to the one wanted that is a line away from those taken."""
+    places = [wanted, *(place + step for place in taken for step in (-16.0, 16.0))]
+    free = [place for place in places if all(abs(place - other) > 15 for other in taken)]
+    return min(free, key=lambda place: abs(place - wanted))
 
 
 def bars(rows: list[dict[str, Any]], top: float) -> list[str]:
