@@ -96,6 +96,7 @@ def tiny_config(architecture: str, vocab_size: int, labels: tuple[str, ...] = LA
     extra = {
         "electra": {"embedding_size": 16},
         "albert": {"embedding_size": 16},
+        "modernbert": {"local_attention": 16, "classifier_pooling": "mean"},
         "deberta-v2": {
             "relative_attention": True,
             "position_buckets": 8,

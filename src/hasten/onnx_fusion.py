@@ -1,15 +1,18 @@
 """Fusion: the traced graph of an encoder, rewritten into few large operators; which ones it must have is enforced.
 
-Per layer there is one product for query, key and value, one attention, one residual with normalisation after each half
-and one activation with its bias; the sum of the embeddings is normalised in one operator too. The patterns of single
-operators are ONNX Script's and onnxruntime's. Four rewrites are our own, since neither has them:
+Per layer there is one product for query, key and value, one attention, one sum with its normalisation after each half
+and one activation with its bias. The patterns of single operators are ONNX Script's and onnxruntime's. Five rewrites
+are our own, since neither has them:
 
 - products of one input with several weights become one product and a split;
 - a position bias and a mask, added one after the other to the scores, are added to each other first, which leaves
   the one addend that the attention operator takes (MPNet);
 - an attention bias that is nothing but the padding mask becomes the operator's own padding mask, which saves some
   twenty small nodes a text; that it is one is established by running it;
-- a normalised sum of embeddings is fused although one of the two is the same for every text.
+- what depends on weights alone is computed once, whatever its size (DeBERTa's products of its table of positions);
+- a sum that is normalised becomes `Sum`, which means the same as `Add` but is left alone when onnxruntime loads the
+  graph: it would make one `SkipLayerNormalization` of sum and normalisation, whose kernel for CPUs takes some five
+  times as long as the two (onnxruntime 1.32).
 
 What these operators cannot express stays as it was traced: disentangled attention (DeBERTa) and attention with rotary
 positions and windows (ModernBERT).
@@ -38,7 +41,6 @@ from onnxscript.rewriter.ort_fusions.mha_bias import fuse_mha_bias
 from onnxscript.rewriter.ort_fusions.mha_scale import fuse_mha_scale
 from onnxscript.rewriter.ort_fusions.sdpa import fuse_sdpa
 from onnxscript.rewriter.ort_fusions.sdpa_via_mha import replace_sdpa_by_mha
-from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_layer_normalization
 
 from hasten.errors import ArtifactError
 
@@ -54,14 +56,11 @@ LONGEST_PROBE_TOKENS = 2048  # a mask that reaches farther is large, and may hid
 OPERATORS = {
     "query-key-value product": ("/qkv", ".Wqkv/"),
     "attention": ("MultiHeadAttention",),
-    "normalised sum": ("SkipLayerNormalization",),
+    "normalised sum": ("/normalised_sum",),
     "activation": ("BiasGelu", "FastGelu", "Gelu"),
 }
-UNFUSABLE = {
-    "deberta-v2": ("attention",),
-    "modernbert": ("normalised sum",),
-}
-UNSUMMED_EMBEDDINGS = ("deberta-v2",)  # it masks what it normalises
+UNFUSABLE = {"deberta-v2": ("attention",)}
+UNSUMMED_EMBEDDINGS = ("deberta-v2", "modernbert")  # their positions come in with the attention
 FUSED_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 
 
@@ -79,14 +78,13 @@ def fuse(traced: onnx.ModelProto, longest_tokens: int) -> onnx.ModelProto:
     model = ir.serde.deserialize_model(traced)
     _tidy(model)
     fuse_erfgelu(model)
-    fuse_skip_layer_normalization(model)
     _ONE_ADDEND.apply_to_model(model)
     passes.CommonSubexpressionEliminationPass()(model)
     fuse_sdpa(model, apply_shape_inference=True)
     for fusion in (fuse_mha2, fuse_mha_scale, fuse_mha_bias, replace_sdpa_by_mha, fuse_gelu, fuse_bias_gelu):
         fusion(model)
-    _EMBEDDING_NORM.apply_to_model(model)
     optimize(model)
+    _work_out_constants(model)
     _merge_products(model)
     if longest_tokens <= LONGEST_PROBE_TOKENS:
         _use_padding_masks(model, longest_tokens)
@@ -96,6 +94,7 @@ def fuse(traced: onnx.ModelProto, longest_tokens: int) -> onnx.ModelProto:
     fused = OnnxModel(ir.serde.serialize_model(model))
     FusionFastGelu(fused).apply()
     FusionBiasGelu(fused, is_fastgelu=True).apply()
+    _keep_sums_apart(fused)
     fused.prune_graph()
     fused.topological_sort()
     return fused.model
@@ -125,31 +124,34 @@ class _OneAddend(pattern.RewriteRuleClassBase):
         return op.Softmax(op.Add(scaled, op.Add(bias, mask)), axis=-1)
 
 
-class _EmbeddingNorm(pattern.RewriteRuleClassBase):
-    """Normalises a sum of which one part may have a batch of one, as position embeddings have."""
-
-    def pattern(self, op: Any, tokens: Any, positions: Any, gamma: Any, beta: Any) -> Any:
-        return op.LayerNormalization(
-            op.Add(tokens, positions), gamma, beta, axis=-1, _allow_other_attributes=True, _outputs=["norm"]
-        )
-
-    def check(self, _context: Any, tokens: ir.Value, positions: ir.Value, **_: Any) -> Any:
-        result = pattern.MatchResult()
-        if tokens.shape is None or positions.shape is None:
-            return result.fail("shapes are unknown")
-        wide, narrow = list(tokens.shape), list(positions.shape)
-        if len(wide) != 3 or len(narrow) != 3 or wide[2] != narrow[2] or isinstance(narrow[1], int):
-            return result.fail("not a sum of embeddings")
-        return result
-
-    def rewrite(self, op: Any, tokens: Any, positions: Any, gamma: Any, beta: Any, norm: ir.Value, **_: Any) -> Any:
-        producer = norm.producer()
-        epsilon = producer.attributes.get_float("epsilon", 1e-5) if producer else 1e-5
-        return op.SkipLayerNormalization(tokens, positions, gamma, beta, epsilon=epsilon, _domain=CONTRIB)
-
-
 _ONE_ADDEND = pattern.RewriteRuleSet([_OneAddend.rule()])
-_EMBEDDING_NORM = pattern.RewriteRuleSet([_EmbeddingNorm.rule()])
+
+
+def _work_out_constants(model: ir.Model) -> None:
+    """Computes what depends on weights alone, as DeBERTa's products of its table of positions.
+
+    onnxruntime does so when it loads a graph, but not where the products are quantized.
+    """
+    constant: dict[ir.Value, None] = {}  # in the order of the graph, so that exports are alike
+    nodes: dict[ir.Node, None] = {}
+    for node in model.graph:
+        given = [value for value in node.inputs if value is not None]
+        if given and all(value.const_value is not None or value in constant for value in given):
+            constant |= dict.fromkeys(node.outputs)
+            nodes[node] = None
+    wanted = [value for value in constant if any(user not in nodes for user in value.consumers())]
+    if not wanted:
+        return
+    part = ir.convenience.extract(model.graph, inputs=[], outputs=wanted)
+    found: Any = _session(ir.Model(part, ir_version=model.ir_version)).run(None, {})
+    for value, content in zip(wanted, found, strict=True):
+        ir.convenience.replace_all_uses_with(value, _initializer(model.graph, f"{value.name}.constant", content))
+    model.graph.remove(nodes, safe=True)
+
+
+def _session(model: ir.Model) -> ort.InferenceSession:
+    content = ir.serde.serialize_model(model).SerializeToString()
+    return ort.InferenceSession(content, providers=["CPUExecutionProvider"])
 
 
 def _merge_products(model: ir.Model) -> None:
@@ -225,8 +227,7 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
 def _is_padding_mask(model: ir.Model, bias: ir.Value, longest_tokens: int) -> bool:
     """Runs what makes a bias on padded batches: 0 where there is a token, hugely negative where there is none."""
     part = ir.convenience.extract(model.graph, inputs=model.graph.inputs, outputs=[bias])
-    probe = ir.serde.serialize_model(ir.Model(part, ir_version=model.ir_version)).SerializeToString()
-    session = ort.InferenceSession(probe, providers=["CPUExecutionProvider"])
+    session = _session(ir.Model(part, ir_version=model.ir_version))
     for tokens in {2, longest_tokens}:
         mask = np.ones((3, tokens), np.int64)
         mask[1, 1:], mask[2, tokens // 2 + 1 :] = 0, 0
@@ -236,6 +237,16 @@ def _is_padding_mask(model: ir.Model, bias: ir.Value, longest_tokens: int) -> bo
         if not ((found[kept] == 0).all() and (found[~kept] <= MASKED_BELOW).all()):
             return False
     return True
+
+
+def _keep_sums_apart(fused: OnnxModel) -> None:
+    """Hides the sums before normalisations from onnxruntime's own fusion, and names them after what they belong to."""
+    sums = fused.output_name_to_node()
+    for number, node in enumerate(fused.get_nodes_by_op_type("LayerNormalization")):
+        before = sums.get(node.input[0])
+        if before is not None and before.op_type == "Add":
+            before.op_type = "Sum"
+            before.name = f"{node.name.rpartition('/')[0]}/normalised_sum_{number}"
 
 
 def require_fused(graph: onnx.ModelProto, config: Any) -> dict[str, Any]:
