@@ -24,11 +24,14 @@ from typing import Annotated, Any
 import typer
 
 from hasten.errors import HastenError
+from hasten.files import file_sha256
+from hasten.measurement import this_host
 from hasten.pipeline import QUANTIZE_TEXTS
 from hasten.profiling import ProfileOptions
 from hasten.variant import Variant, building, copy_configuration, open_variant
 from hasten.workload import Workload, random_rows, read_texts, read_workload
 from hasten.workshop import Workshop, make_key
+from peers import client, measuring
 from peers.environments import PEERS, Row, built
 from peers.measuring import Reference, accuracy, latencies, p50, quality, reference, texts_of, times_faster
 from peers.own import Own
@@ -36,6 +39,11 @@ from peers.tables import markdown
 from provenance import save_result
 
 LENGTHS_TOKENS = (16, 32, 64, 128, 256)
+
+
+def harness() -> list[str]:
+    """Identity (hex) of what measures."""
+    return [file_sha256(Path(module.__file__ or "")) for module in (client, measuring)] + [file_sha256(client.WORKER)]
 
 
 class Comparison:
@@ -82,7 +90,7 @@ class Comparison:
 
     def judged(self, rows: list[Row]) -> tuple[list[dict[str, Any]], Reference]:
         """What each row is, with its quality or its error."""
-        threads, parts = self.options.resolved_threads, (self.source.digest, self.test.digest)
+        threads, parts = self.options.resolved_threads, (self.source.digest, self.test.digest, harness())
         expected: Reference = self.shop.cached(
             "pytorch", make_key(parts), Reference, lambda: reference(self.source, self.test, threads)
         )
@@ -108,7 +116,8 @@ class Comparison:
         """Medians and ratios at one length."""
         distinct = texts_of(self.source, self.test.texts, tokens)
         texts = [distinct[at % len(distinct)] for at in range(self.options.samples)]
-        key = make_key([(row.name, row.digest) for row in rows], texts, asdict(self.options))
+        ran = [(row.name, row.digest, row.versions) for row in rows]
+        key = make_key(ran, texts, asdict(self.options), asdict(this_host()), harness())
         samples: dict[str, list[float]] = self.shop.cached(
             f"latency-{tokens}", key, dict[str, list[float]],
             lambda: latencies(rows, self.source, texts, self.options),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -80,7 +81,7 @@ def built(peer: str, checkpoint: Path, calibration: Path, envs: Path, out: Path)
     Returns:
         The rows, with those that failed; a single failed one if the peer as a whole could not be had.
     """
-    rows = out / "rows" / peer
+    rows = out / "rows" / f"{peer}-{_recipe(peer)}"
     rows.mkdir(parents=True, exist_ok=True)
     log = out / "logs" / f"{peer}.txt"
     log.parent.mkdir(exist_ok=True)
@@ -92,6 +93,12 @@ def built(peer: str, checkpoint: Path, calibration: Path, envs: Path, out: Path)
         standing = [_row(peer, path.parent, envs) for path in sorted(rows.glob("*/row.json"))]
         return [*(row for row in standing if is_whole(row.folder)), failed]
     return [_row(peer, path.parent, envs) for path in sorted(rows.glob("*/row.json"))]
+
+
+def _recipe(peer: str) -> str:
+    """Identity (hex) of how a peer's rows are made: its versions and its script."""
+    files = (HERE / f"{peer}.txt", HERE / f"build_{peer}.py")
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()[:8]
 
 
 def _row(peer: str, folder: Path, envs: Path) -> Row:

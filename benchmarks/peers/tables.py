@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from peers.measuring import FAITHFUL
+
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
     """A table whose first column is text."""
@@ -23,8 +25,8 @@ def interval(values: dict[str, float | None], *, digits: int = 2, scale: float =
 def markdown(result: dict[str, Any]) -> str:
     """The tables: against the fastest peer, latencies, ratios, quality, what failed, what each row is."""
     made = [row for row in result["rows"] if row["error"] is None]
-    lines = [f"# hasten's graphs and its peers': {result['model']}", "", _conditions(result), ""]
-    lines += ["## Against the fastest peer of each length", "", *_fastest(result)]
+    lines = [f"# hasten's graphs and those of its peers: {result['model']}", "", _conditions(result), ""]
+    lines += ["## Times faster than the fastest peer of each length", "", *_fastest(result)]
     for precision in ("fp32", "int8"):
         names = [row["name"] for row in made if row["precision"] == precision]
         lines += [f"## Median latency, {precision} (ms)", "", *_latencies(result, names)]
@@ -81,9 +83,11 @@ def _quality(result: dict[str, Any], made: list[dict[str, Any]]) -> list[str]:
     rows = [["PyTorch", "", interval(result["pytorch_accuracy"], scale=100), "0", "", "", ""]]
     for row in made:
         company, moved = row["company"], f"{row['max_logit_difference_from_pytorch']:.2g}"
+        if row["faithful"] is False:
+            moved += f" (above {FAITHFUL:g})"
         rows.append([
             row["name"], f"{row['size_bytes'] / 1e6:.1f}", interval(row["accuracy"], scale=100),
-            str(row["answers_other_than_pytorch"]), moved + (" (not faithful)" if row["faithful"] is False else ""),
+            str(row["answers_other_than_pytorch"]), moved,
             str(company["label_flips"]), f"{company['max_logit_difference']:.2g}",
         ])  # fmt: skip
     return table(head, rows)

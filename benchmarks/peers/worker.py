@@ -27,7 +27,6 @@ from rows import installed, one_line
 from tokenizers import Tokenizer
 
 Run = Callable[[dict[str, Any]], Any]
-RUNTIMES = ("onnxruntime", "openvino", "tokenizers", "numpy")
 
 
 def open_onnx(path: Path, threads: int) -> tuple[list[str], Run]:
@@ -65,6 +64,7 @@ class Model:
         is_onnx = (folder / "model.onnx").is_file()
         opener, name = (open_onnx, "model.onnx") if is_onnx else (open_openvino, "openvino_model.xml")
         self.inputs, self.run = opener(folder / name, threads)
+        self.libraries = ("onnxruntime" if is_onnx else "openvino", "tokenizers", "numpy")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(max_tokens)
@@ -125,7 +125,7 @@ def main(folder: Path, threads: int, max_tokens: int) -> None:
     if isinstance(model, dict):
         say(model)
         return
-    say({"versions": {name: found for name in RUNTIMES if (found := installed(name))}})
+    say({"versions": {name: found for name in model.libraries if (found := installed(name))}})
     for line in sys.stdin:
         say(attempt(partial(model.answer, json.loads(line))))
 
