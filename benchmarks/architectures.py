@@ -26,14 +26,14 @@ import typer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from graphs import as_variant, ratio, text_of
-from hasten import onnx_export
+from graph_rows import as_variant, ratio, text_of
 from hasten.checkpoint import OFFSET_POSITIONS, import_checkpoint
 from hasten.onnx_export import export
 from hasten.profiling import ProfileOptions, time_only
 from hasten.runtime import Runtime, open_runtime
 from hasten.tokenization import Encoding
 from hasten.torch_runtime import load_torch_model, quiet_transformers
+from hasten.tracing import trace
 from hasten.variant import Variant
 from provenance import HERE, save_result
 
@@ -105,7 +105,7 @@ def forms(architecture: str, out: Path) -> Forms:
     """The model as PyTorch, as its plain trace, and as hasten exports it."""
     source = import_checkpoint(str(checkpoint(architecture, out / "checkpoint")), out / "torch")
     graph = out / "plain.onnx"
-    onnx.save_model(onnx_export._traced(load_torch_model(source, attention="eager")), graph)
+    onnx.save_model(trace(load_torch_model(source, attention="eager")), graph)
     return Forms(
         torch=source, plain=as_variant(source, graph, out / "plain", "fp32"), fused=export(source, out / "hasten")
     )

@@ -31,10 +31,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import typer
+from graphs import text_of
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from graphs import text_of
 from hasten.profiling import ProfileOptions, time_only
 from hasten.runtime import OnnxRuntime
 from hasten.variant import Variant, open_variant

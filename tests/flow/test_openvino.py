@@ -17,7 +17,6 @@ from conftest import labelled_rows
 from hasten.breakdown import breakdown
 from hasten.budget import Budget
 from hasten.checkpoint import import_checkpoint
-from hasten.distillation import DistillOptions
 from hasten.errors import ArtifactError, DataError, MissingExtraError
 from hasten.golden import Golden, replay_golden
 from hasten.openvino_steps import export_openvino, quantize_openvino
@@ -25,7 +24,6 @@ from hasten.optimize_options import OptimizeOptions
 from hasten.pipeline import Inputs, optimize
 from hasten.profiling import ProfileOptions
 from hasten.runtime import open_runtime, predict_logits
-from hasten.torch_training import TrainOptions
 from hasten.variant import Variant, open_variant
 
 TEXTS = [text for text, _ in labelled_rows(40, seed=6)]
@@ -133,15 +131,14 @@ def test_nothing_is_reported_to_anybody(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*"))
 
 
-def test_the_road_has_its_rows(trained: Path, data: dict[str, str], tmp_path: Path) -> None:
+def test_the_road_has_its_rows_and_the_chosen_one_a_plan(trained: Path, data: dict[str, str], tmp_path: Path) -> None:
     inputs = Inputs(model=str(trained), train=data["train"], test=data["test"], command="hasten optimize …")
     options = OptimizeOptions(
-        budget=Budget(speedup=0.01, retain=0.5, gate="point"), every_step=True, shapes="1x32", openvino=True,
+        budget=Budget(speedup=1.01, retain=0.5, gate="point"), openvino=True,
         profile=ProfileOptions(samples=30, breakdown_samples=2),
-        distill=DistillOptions(train=TrainOptions(epochs=1)),
     )  # fmt: skip
     optimize(inputs, tmp_path / "out", options)
     rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "report.json").read_text())["variants"]}
     ours = {name for name, row in rows.items() if row["format"] == "openvino"}
-    assert ours == {"openvino-fp32", "openvino-int8", "student-1x32-openvino-int8"}
-    assert open_variant(tmp_path / "out" / "variants" / "onnx-fp32").manifest.plan is None
+    assert "openvino-fp32" in ours
+    assert open_variant(tmp_path / "out" / "chosen").manifest.plan is not None

@@ -54,7 +54,7 @@ def smoothed(source: Variant, out: Path) -> Variant:
     return with_graph(source, out, change)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "albert", "mpnet", "deberta-v2", "modernbert"])
+@pytest.mark.parametrize("architecture", ["albert", "deberta-v2"])
 def test_answers_stay_the_same(architecture: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     source = exported(architecture, checkpoint, tmp_path)
     other = smoothed(source, tmp_path / "smoothed")
@@ -78,7 +78,7 @@ def outliers(graph: Any) -> None:
     (norm,) = (n for n in graph.graph.node if product.input[0] in n.output)
     factors = np.ones(32, np.float32)
     factors[3] = 300.0
-    for name, by in ((norm.input[2], factors), (norm.input[3], factors), (product.input[1], 1 / factors[:, None])):
+    for name, by in ((norm.input[1], factors), (norm.input[2], factors), (product.input[1], 1 / factors[:, None])):
         content = onnx.numpy_helper.to_array(weights[name]) * by
         weights[name].CopyFrom(onnx.numpy_helper.from_array(content.astype(np.float32), name))
 
