@@ -64,6 +64,9 @@ class OpenVinoRuntime:
 def load_openvino() -> Any:
     """The module `openvino`.
 
+    Returns:
+        The module.
+
     Raises:
         MissingExtraError: It is not installed.
     """

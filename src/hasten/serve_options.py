@@ -47,6 +47,6 @@ class ServeOptions:
         cores = available_cores()
         mine = plan is not None and (plan.cpu, plan.cores) == (this_host().cpu, cores)
         if plan is not None and mine and self.threads is None and self.workers is None:
-            return plan.for_throughput.workers, plan.for_throughput.threads
+            return plan.for_latency.workers, plan.for_latency.threads  # what the budget was about
         workers = self.workers or 1
         return workers, self.threads or max(1, int(cores) // workers)

@@ -133,6 +133,9 @@ class _Editor:
     def values_before(self, products: Sequence[Any]) -> set[str] | None:
         """Names of the weights and biases that make the values which attentions average just before these products.
 
+        Args:
+            products: The products.
+
         Returns:
             None where a product reads from something else, or where anybody else reads the weights and biases.
         """

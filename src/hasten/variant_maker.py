@@ -39,7 +39,15 @@ def imported(source: str, shop: Workshop, *, name: str) -> Variant:
 
 
 class Maker:
-    """Makes the variants of one run.
+    """Makes the variants of one run; `shapes` and `searches` fill as it does.
+
+    Args:
+        baseline: The imported checkpoint.
+        data: The splits.
+        options: What the run is asked for.
+        shop: Where variants are kept.
+        observer: Is told what is being made.
+        student: Folder or hub id of a small checkpoint to start the student from; None cuts it from the baseline.
 
     Attributes:
         shapes: The table of student shapes, once it was measured.

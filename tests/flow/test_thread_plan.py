@@ -44,8 +44,8 @@ def plan(cpu: str, cores: float) -> ThreadPlan:
 
 def test_server_follows_the_plan_of_a_machine_like_this() -> None:
     here = plan(this_host().cpu, available_cores())
-    assert here.for_latency.threads == 2
-    assert ServeOptions().layout(here) == (2, 1)
+    assert here.for_throughput.workers == 2
+    assert ServeOptions().layout(here) == (1, 2)
 
 
 def test_server_leaves_a_plan_of_another_machine() -> None:
