@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from hasten.errors import ParityError
+from hasten.errors import ArtifactError, DataError, ParityError
 from hasten.golden import GOLDEN_TEXTS
 from hasten.invariance import batch_invariance
 from hasten.measurement import available_cores
 from hasten.runtime import Logits, Runtime, open_runtime, predict_logits
-from hasten.variant import Variant
+from hasten.variant import Format, Variant
 
 INVARIANCE_TEXTS = 256
 
@@ -53,6 +53,27 @@ def _mixed_logits(runtime: Runtime, texts: Sequence[str], batch: int) -> Any:
     encodings = runtime.encode(texts)
     parts = [runtime.infer(encodings[start : start + batch]) for start in range(0, len(texts), batch)]
     return np.concatenate([*parts, predict_logits(runtime, texts[:1])])
+
+
+def check_quantizable(source: Variant, wanted: Format, texts: Sequence[str]) -> None:
+    """Refuses what cannot be quantized by a step.
+
+    Args:
+        source: What shall be quantized.
+        wanted: The format that the step takes.
+        texts: What it shall be calibrated and compared on.
+
+    Raises:
+        ArtifactError: The source is of another format, or not fp32.
+        DataError: There are no texts, or only empty ones.
+    """
+    if (source.manifest.format, source.manifest.precision) != (wanted, "fp32"):
+        kind, name = f"{source.manifest.format} {source.manifest.precision}", {"onnx": "ONNX", "openvino": "OpenVINO"}
+        raise ArtifactError(f"{source.path}: a {kind} variant; only a fp32 {name[wanted]} variant can be quantized")
+    if not any(text.strip() for text in texts):
+        raise DataError(
+            f"quantization calibrates and measures its loss on real texts; all {len(texts)} given are empty"
+        )
 
 
 def finite_logits(variant: Variant, texts: Sequence[str]) -> Logits:

@@ -20,8 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hasten.errors import ArtifactError, DataError, MissingExtraError
-from hasten.fidelity import finite_logits, measure_changes, prove_parity
+from hasten.errors import ArtifactError, MissingExtraError
+from hasten.fidelity import check_quantizable, finite_logits, measure_changes, prove_parity
 from hasten.golden import GOLDEN_TEXTS, finish
 from hasten.measurement import library_versions
 from hasten.openvino_runtime import load_openvino
@@ -91,13 +91,7 @@ def quantize_openvino(source: Variant, out: Path, *, name: str = "openvino-int8"
         ParityError: The source or the INT8 model answers NaN.
         MissingExtraError: openvino or nncf is not installed.
     """
-    if (source.manifest.format, source.manifest.precision) != ("openvino", "fp32"):
-        kind = f"{source.manifest.format} {source.manifest.precision}"
-        raise ArtifactError(f"{source.path}: a {kind} variant; only a fp32 OpenVINO variant can be quantized here")
-    if not any(text.strip() for text in texts):
-        raise DataError(
-            f"quantization calibrates and measures its loss on real texts; all {len(texts)} given are empty"
-        )
+    check_quantizable(source, "openvino", texts)
     before = finite_logits(source, texts)
     with building(out) as draft:
         copy_configuration(source, draft)

@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from hasten.errors import ArtifactError, DataError, MissingExtraError, UsageError
-from hasten.fidelity import finite_logits, measure_changes
+from hasten.errors import ArtifactError, MissingExtraError, UsageError
+from hasten.fidelity import check_quantizable, finite_logits, measure_changes
 from hasten.golden import finish
 from hasten.measurement import library_versions, this_host
 from hasten.runtime import OnnxRuntime
@@ -114,13 +114,7 @@ def quantize(
         MissingExtraError: onnx is not installed.
     """
     options = options or QuantizeOptions()
-    if (source.manifest.format, source.manifest.precision) != ("onnx", "fp32"):
-        kind = f"{source.manifest.format} {source.manifest.precision}"
-        raise ArtifactError(f"{source.path}: a {kind} variant; only a fp32 ONNX variant can be quantized")
-    if not any(text.strip() for text in texts):
-        raise DataError(
-            f"quantization calibrates and measures its loss on real texts; all {len(texts)} given are empty"
-        )
+    check_quantizable(source, "onnx", texts)
     before = finite_logits(source, texts)
     with building(out) as draft:
         copy_configuration(source, draft)
