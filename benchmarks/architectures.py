@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,15 +26,17 @@ import typer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from graph_rows import as_variant, ratio, text_of
 from hasten.checkpoint import OFFSET_POSITIONS, import_checkpoint
+from hasten.golden import finish
+from hasten.intervals import median_ratio
+from hasten.measurement import Latency
 from hasten.onnx_export import export
 from hasten.profiling import ProfileOptions, time_only
 from hasten.runtime import Runtime, open_runtime
 from hasten.tokenization import Encoding
 from hasten.torch_runtime import load_torch_model, quiet_transformers
 from hasten.tracing import trace
-from hasten.variant import Variant
+from hasten.variant import Variant, building, copy_configuration, open_variant
 from provenance import HERE, save_result
 
 NAMES = {
@@ -109,6 +111,29 @@ def forms(architecture: str, out: Path) -> Forms:
     return Forms(
         torch=source, plain=as_variant(source, graph, out / "plain", "fp32"), fused=export(source, out / "hasten")
     )
+
+
+def as_variant(source: Variant, graph: Path, folder: Path, precision: Any) -> Variant:
+    """A graph with the source's configuration and tokenizer."""
+    with building(folder) as draft:
+        copy_configuration(source, draft)
+        (draft / "model.onnx").write_bytes(graph.read_bytes())
+        graph.unlink()
+        finish(draft, replace(source.manifest, name=folder.name, format="onnx", precision=precision))
+    return open_variant(folder)
+
+
+def text_of(source: Variant, tokens: int) -> str:
+    """A text of exactly so many tokens, special ones included."""
+    runtime = open_runtime(source)
+    words = next(n for n in range(1, 2 * tokens) if len(runtime.encode(["time " * n])[0]) >= tokens)
+    return "time " * words
+
+
+def ratio(ours: Latency, theirs: Latency) -> dict[str, float | None]:
+    """Their median over ours: above 1 we are faster."""
+    found = median_ratio(theirs.samples_ms, ours.samples_ms)
+    return {key: None if value is None else round(value, 3) for key, value in asdict(found).items()}
 
 
 def mixed_batches() -> list[list[Encoding]]:

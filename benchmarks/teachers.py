@@ -42,7 +42,7 @@ SEED = 0
 
 RECIPES = {
     "sst2-minilm": TrainOptions(epochs=2, learning_rate=5e-5, dropout=True),
-    "sst2-mpnet": TrainOptions(epochs=1, learning_rate=3e-5, dropout=True, frozen_layers=4, stop_after=336),
+    "sst2-mpnet": TrainOptions(epochs=1, learning_rate=3e-5, dropout=True, frozen_layers=4),
     "clinc150-minilm": TrainOptions(epochs=3, learning_rate=3e-4, dropout=True),
     "clinc150-mpnet": TrainOptions(epochs=3, learning_rate=5e-5, dropout=True, frozen_layers=4),
 }

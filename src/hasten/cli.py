@@ -38,7 +38,7 @@ from hasten.cli_options import (
     Seed,
     TextColumn,
     Threads,
-)  # fmt: skip
+)
 from hasten.distillation import DistillOptions
 from hasten.errors import HastenError, UsageError
 from hasten.pipeline import BASELINE, Inputs
@@ -301,7 +301,9 @@ def serve(
     folder: Folder,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = SERVE.host,
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = SERVE.port,
-    threads: Threads = SERVE.threads,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of one inference; the folder's measured plan says if not given.")
+    ] = SERVE.threads,
     workers: Annotated[
         int | None, typer.Option(help="Inferences at the same time; the folder's measured plan says if not given.")
     ] = SERVE.workers,
@@ -348,14 +350,9 @@ def demo(
     budget = Budget(speedup=speedup, retain=retain)
     distill_options = replace(DISTILL, train=replace(TRAIN, epochs=STUDENT_EPOCHS))
     options = replace(
-        OPTIMIZE,
-        budget=budget,
-        every_step=True,
-        shapes=SHAPES,
-        profile=profile_options,
-        distill=distill_options,
-        openvino=False,
-    )
+        OPTIMIZE, budget=budget, every_step=True, shapes=SHAPES, openvino=False,
+        profile=profile_options, distill=distill_options,
+    )  # fmt: skip
     with Bars() as bars:
         inputs = prepare(out, profile_options.resolved_threads, bars)
         command = ["hasten", "optimize", inputs.model, "--train", inputs.train, "--test", inputs.test]

@@ -185,8 +185,9 @@ class _Road:
         return report
 
     def _plan_threads(self, variant: Variant) -> None:
-        """Measures how the server should share out the cores, unless that stands there already."""
-        if variant.manifest.plan is None and variant.manifest.format != "torch":
+        """Measures how the server should share out the cores, unless a plan of such a machine stands there already."""
+        plan, host = variant.manifest.plan, this_host()
+        if variant.manifest.format != "torch" and (plan is None or not plan.is_of(host.cpu, host.cores)):
             self.observer.stage(f"measuring how {variant.name} shares out the cores")
             record_plan(variant, measure_plan(variant, self.data.valid.texts, self.observer.advance))
 

@@ -45,8 +45,8 @@ class ServeOptions:
             Workers and threads.
         """
         cores = available_cores()
-        mine = plan is not None and (plan.cpu, plan.cores) == (this_host().cpu, cores)
-        if plan is not None and mine and self.threads is None and self.workers is None:
+        free = self.threads is None and self.workers is None
+        if plan is not None and free and plan.is_of(this_host().cpu, cores):
             return plan.for_latency.workers, plan.for_latency.threads  # what the budget was about
         workers = self.workers or 1
         return workers, self.threads or max(1, int(cores) // workers)

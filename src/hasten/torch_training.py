@@ -45,7 +45,6 @@ class TrainOptions:
         dropout: Whether the model's dropout is active. A student that follows its teacher's logits does without;
             fine-tuning on few labels wants it.
         frozen_layers: How many of the lowest layers, with the embeddings below them, are not trained; 0 trains all.
-        stop_after: Steps after which training ends, though the schedule goes on; None goes to its end.
     """
 
     epochs: int = 8
@@ -58,7 +57,6 @@ class TrainOptions:
     checkpoint_s: float = 20.0
     dropout: bool = False
     frozen_layers: int = 0
-    stop_after: int | None = None
 
 
 def batches(lengths: Sequence[int], options: TrainOptions) -> list[list[int]]:
@@ -146,7 +144,7 @@ def fit(
     optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
     names, saved = model_inputs(model), time.monotonic()
     model.train(options.dropout)
-    for step in range(_resume(model, optimizer, checkpoint, key), len(steps[: options.stop_after])):
+    for step in range(_resume(model, optimizer, checkpoint, key), len(steps)):
         torch.manual_seed(options.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, len(steps), options)
@@ -160,7 +158,7 @@ def fit(
             _save(model, optimizer, checkpoint, key, step + 1)
             saved = time.monotonic()
         if progress is not None:
-            progress(step + 1, len(steps[: options.stop_after]))
+            progress(step + 1, len(steps))
     model.eval()
 
 

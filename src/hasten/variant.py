@@ -111,6 +111,10 @@ class ThreadPlan:
     cores: float
     rows: list[PlanRow]
 
+    def is_of(self, cpu: str, cores: float) -> bool:
+        """Whether it was measured on such a processor with as many cores."""
+        return (self.cpu, self.cores) == (cpu, cores)
+
     @property
     def for_latency(self) -> PlanRow:
         """The way that answers a text alone soonest."""
