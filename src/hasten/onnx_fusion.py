@@ -11,8 +11,8 @@ are our own, since neither has them:
   twenty small nodes a text; that it is one is established by running it;
 - what depends on weights alone is computed once, whatever its size (DeBERTa's products of its table of positions);
 - a sum that is normalised becomes `Sum`, which means the same as `Add` but is left alone when onnxruntime loads the
-  graph: it would make one `SkipLayerNormalization` of sum and normalisation, whose kernel for CPUs takes some four
-  times as long as the two (onnxruntime 1.32).
+  graph: it would make one `SkipLayerNormalization` of sum and normalisation, whose kernel for CPUs takes three
+  to four times as long as the two (onnxruntime 1.32).
 
 What these operators cannot express stays as it was traced: disentangled attention (DeBERTa) and attention with rotary
 positions and windows (ModernBERT).
