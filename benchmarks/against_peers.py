@@ -26,7 +26,7 @@ import typer
 from hasten.errors import HastenError
 from hasten.files import file_sha256
 from hasten.measurement import this_host
-from hasten.pipeline import QUANTIZE_TEXTS
+from hasten.variant_maker import QUANTIZE_TEXTS
 from hasten.profiling import ProfileOptions
 from hasten.variant import Variant, building, copy_configuration, open_variant
 from hasten.workload import Workload, random_rows, read_texts, read_workload

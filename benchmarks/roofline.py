@@ -31,12 +31,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import typer
-from graphs import text_of
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from hasten.profiling import ProfileOptions, time_only
-from hasten.runtime import OnnxRuntime
+from hasten.runtime import OnnxRuntime, open_runtime
 from hasten.variant import Variant, open_variant
 from provenance import HERE, save_result
 from roofline_picture import picture
@@ -57,6 +56,13 @@ GROUPS = {
     "quantize, dequantize": ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
 }
 OTHER, BETWEEN, TOKENIZER = "other operators", "between operators", "tokenizer"
+
+
+def text_of(source: Variant, tokens: int) -> str:
+    """A text of exactly so many tokens, special ones included."""
+    runtime = open_runtime(source)
+    words = next(n for n in range(1, 2 * tokens) if len(runtime.encode(["time " * n])[0]) >= tokens)
+    return "time " * words
 
 
 def best_s(run: Callable[[], Any]) -> float:
