@@ -7,7 +7,8 @@ OpenVINO with NNCF, Olive, and the ONNX backend of sentence-transformers. Each b
 its own, made from `peers/<name>.txt`, by `peers/build_<name>.py`, and `peers/worker.py` runs them there, with the
 versions that the peer asks for. hasten's graphs are run by the same worker. All calibrate on the same texts.
 
-Latencies are of texts of an exact length in tokens, tokenizer included, of all graphs in one interleaved run a length.
+Latencies are of texts of an exact length in tokens, tokenizer included. All graphs' processes are launched several times,
+and in each launch asked in a random order: the same graph in two processes differs by more than its requests do.
 What a peer cannot do is a result too. Interrupted and started again, it goes on. Nothing else may run beside it.
 """
 
@@ -26,9 +27,9 @@ import typer
 from hasten.errors import HastenError
 from hasten.files import file_sha256
 from hasten.measurement import this_host
-from hasten.variant_maker import QUANTIZE_TEXTS
 from hasten.profiling import ProfileOptions
 from hasten.variant import Variant, building, copy_configuration, open_variant
+from hasten.variant_maker import QUANTIZE_TEXTS
 from hasten.workload import Workload, random_rows, read_texts, read_workload
 from hasten.workshop import Workshop, make_key
 from peers import client, measuring
@@ -112,16 +113,33 @@ class Comparison:
             found.append(about)
         return found, expected
 
-    def timed(self, rows: list[Row], tokens: int) -> dict[str, Any]:
-        """Medians and ratios at one length."""
-        distinct = texts_of(self.source, self.test.texts, tokens)
-        texts = [distinct[at % len(distinct)] for at in range(self.options.samples)]
+    def timed(self, rows: list[Row], launches: int) -> list[dict[str, Any]]:
+        """Medians and ratios by length, over several launches of all rows."""
+        lengths = [tokens for tokens in LENGTHS_TOKENS if tokens <= self.source.manifest.max_tokens]
+        distinct = {tokens: texts_of(self.source, self.test.texts, tokens) for tokens in lengths}
         ran = [(row.name, row.digest, row.versions) for row in rows]
-        key = make_key(ran, texts, asdict(self.options), asdict(this_host()), harness())
-        samples: dict[str, list[float]] = self.shop.cached(
-            f"latency-{tokens}", key, dict[str, list[float]],
-            lambda: latencies(rows, self.source, texts, self.options),
-        )  # fmt: skip
+        samples: dict[int, dict[str, list[list[float]]]] = {
+            tokens: {row.name: [] for row in rows} for tokens in lengths
+        }
+        for launch in range(launches):
+            texts = {
+                tokens: [found[(launch * self.options.samples + at) % len(found)] for at in range(self.options.samples)]
+                for tokens, found in distinct.items()
+            }
+            key = make_key(ran, list(texts.values()), asdict(self.options), asdict(this_host()), harness(), launch)
+            taken: dict[int, dict[str, list[float]]] = self.shop.cached(
+                f"launch-{launch}", key, dict[int, dict[str, list[float]]],
+                lambda texts=texts, launch=launch: latencies(rows, self.source, texts, self.options, launch),
+            )  # fmt: skip
+            print(f"  launch {launch + 1} of {launches}", flush=True)
+            for tokens, by_row in taken.items():
+                for name, times_ms in by_row.items():
+                    samples[tokens][name].append(times_ms)
+        return [self._summary(rows, tokens, len(distinct[tokens]), samples[tokens]) for tokens in lengths]
+
+    def _summary(
+        self, rows: list[Row], tokens: int, distinct: int, samples: dict[str, list[list[float]]]
+    ) -> dict[str, Any]:
         ours, peers = ([row for row in rows if (row.peer == "hasten") == own] for own in (True, False))
         faster = {
             mine.name: times_faster(mine.name, [p.name for p in peers if p.precision == mine.precision], samples)
@@ -129,21 +147,19 @@ class Comparison:
         }
         medians = {name: p50(times_ms) for name, times_ms in samples.items()}
         print(f"  {tokens} tokens:", {name: median["value"] for name, median in medians.items()}, flush=True)
-        return {"tokens": tokens, "distinct_texts": len(distinct), "p50_ms": medians, "times_faster": faster}
+        return {"tokens": tokens, "distinct_texts": distinct, "p50_ms": medians, "times_faster": faster}
 
-    def result(self, peers: list[str], envs: Path) -> dict[str, Any]:
+    def result(self, peers: list[str], envs: Path, launches: int) -> dict[str, Any]:
         """Builds, judges, measures."""
         rows = self.rows(peers, envs)
         judged, expected = self.judged(rows)
         failed = {about["name"] for about in judged if about["error"] is not None}
         running = [row for row in rows if row.name not in failed]
-        latency = [
-            self.timed(running, tokens) for tokens in LENGTHS_TOKENS if tokens <= self.source.manifest.max_tokens
-        ]
+        latency = self.timed(running, launches)
         return {
             "model": self.source.name, "architecture": self.source.manifest.architecture,
             "parameters": self.source.manifest.parameters.total, "threads": self.options.resolved_threads,
-            "requests": self.options.samples, "calibration_texts": len(self.texts), "test_rows": len(self.test),
+            "launches": launches, "requests": self.options.samples, "calibration_texts": len(self.texts), "test_rows": len(self.test),
             "pytorch_accuracy": accuracy(expected.answers, self.test), "rows": judged, "latency": latency,
         }  # fmt: skip
 
@@ -151,7 +167,8 @@ class Comparison:
 def main(  # noqa: PLR0913, PLR0917 (the command line)
     variant: Path, train: Annotated[str, typer.Option()], valid: Annotated[str, typer.Option()],
     test: Annotated[str, typer.Option()], envs: Path = Path("peer-envs"), out: Path = Path("against-peers"),
-    requests: int = 200, threads: int | None = None, only: str = ",".join(PEERS), name: str | None = None,
+    launches: int = 8,
+    requests: int = 12, threads: int | None = None, only: str = ",".join(PEERS), name: str | None = None,
 ) -> None:  # fmt: skip
     """Makes all graphs, measures, and saves `results/<name>.json` and `.md`."""
     logging.disable(logging.WARNING)
@@ -169,7 +186,7 @@ def main(  # noqa: PLR0913, PLR0917 (the command line)
         comparison = Comparison(source, data, out.absolute(), options)
         envs.mkdir(parents=True, exist_ok=True)
         with comparison.shop.held():
-            result = comparison.result(peers, envs.absolute())
+            result = comparison.result(peers, envs.absolute(), launches)
     except HastenError as error:
         sys.exit(str(error))
     path = save_result(name or f"peers_{source.name}", result)

@@ -39,8 +39,9 @@ def markdown(result: dict[str, Any]) -> str:
 def _conditions(result: dict[str, Any]) -> str:
     return (
         f"{result['architecture']}, {result['parameters'] / 1e6:.1f} M parameters, on {result['host']['cpu']}; "
-        f"{result['threads']} threads for every graph, {result['requests']} requests a length and graph, one text at a "
-        "time, tokenizer included, all graphs interleaved in one run. In brackets: 95 % intervals. "
+        f"{result['threads']} threads for every graph; {result['launches']} launches of all graphs, in each "
+        f"{result['requests']} requests a length and graph, one text at a time, tokenizer included, in random order. "
+        "In brackets: 95 % intervals over launches. "
         f"Accuracy on {result['test_rows']:,} rows."
     )
 
