@@ -7,8 +7,8 @@ OpenVINO with NNCF, Olive, and the ONNX backend of sentence-transformers. Each b
 its own, made from `peers/<name>.txt`, by `peers/build_<name>.py`, and `peers/worker.py` runs them there, with the
 versions that the peer asks for. hasten's graphs are run by the same worker. All calibrate on the same texts.
 
-Latencies are of texts of an exact length in tokens, tokenizer included. All graphs' processes are launched several times,
-and in each launch asked in a random order: the same graph in two processes differs by more than its requests do.
+Latencies are of texts of an exact length in tokens, tokenizer included. All graphs' processes are launched several
+times, and in each launch asked in a random order: one graph in two processes differs by more than its requests do.
 What a peer cannot do is a result too. Interrupted and started again, it goes on. Nothing else may run beside it.
 """
 
@@ -159,7 +159,8 @@ class Comparison:
         return {
             "model": self.source.name, "architecture": self.source.manifest.architecture,
             "parameters": self.source.manifest.parameters.total, "threads": self.options.resolved_threads,
-            "launches": launches, "requests": self.options.samples, "calibration_texts": len(self.texts), "test_rows": len(self.test),
+            "launches": launches, "requests": self.options.samples, "calibration_texts": len(self.texts),
+            "test_rows": len(self.test),
             "pytorch_accuracy": accuracy(expected.answers, self.test), "rows": judged, "latency": latency,
         }  # fmt: skip
 

@@ -25,9 +25,10 @@ import msgspec
 import typer
 
 from hasten.checkpoint import import_checkpoint
-from hasten.distillation import DistillOptions, distill
+from hasten.distillation import distill
 from hasten.profiling import ProfileOptions
 from hasten.progress import Bars
+from hasten.teaching import DistillOptions, Lesson
 from hasten.torch_training import TrainOptions
 from hasten.variant import Variant
 from hasten.workload import Workload, read_workload, without_overlap
@@ -131,7 +132,7 @@ def fine_tuned(name: str, splits: Splits, out: Path, encoder: str) -> Variant:
         bars.stage(f"fine-tuning {name} on {len(data):,} texts")
         return shop.variant(name, make_key(data.digest, options), lambda folder: distill(
             import_checkpoint(encoder, shop.work / "encoder", name="encoder", new_labels=splits.labels), folder,
-            options, name=name, data=data, teacher=None, work=shop.work, progress=bars.advance,
+            options, name=name, lesson=Lesson(data=data, teacher=None), work=shop.work, progress=bars.advance,
         ))  # fmt: skip
 
 

@@ -163,7 +163,8 @@ def make_trained(folder: Path, train: str) -> Path:
     from transformers import BertForSequenceClassification
 
     from hasten.checkpoint import import_checkpoint
-    from hasten.distillation import DistillOptions, distill
+    from hasten.distillation import distill
+    from hasten.teaching import DistillOptions, Lesson
     from hasten.torch_training import TrainOptions
     from hasten.workload import read_workload
 
@@ -175,5 +176,6 @@ def make_trained(folder: Path, train: str) -> Path:
     start = import_checkpoint(str(folder / "raw"), folder / "start", name="start")
     workload = read_workload(train, name="train", labels=LABELS)
     options = DistillOptions(train=TrainOptions(epochs=12, learning_rate=1e-3))
-    distill(start, folder / "model", options, name="model", data=workload, teacher=None, work=folder / "work")
+    lesson = Lesson(data=workload, teacher=None)
+    distill(start, folder / "model", options, name="model", lesson=lesson, work=folder / "work")
     return folder / "model"

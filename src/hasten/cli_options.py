@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hasten.budget import Budget
-from hasten.distillation import DistillOptions
+from hasten.errors import UsageError
+from hasten.guidance import GuideOptions
 from hasten.optimize_options import OptimizeOptions
 from hasten.profiling import ProfileOptions
 from hasten.quantization import QuantizeOptions
 from hasten.serve_options import ServeOptions
+from hasten.teaching import DistillOptions
 from hasten.torch_training import TrainOptions
+from hasten.transfer import TransferOptions
 
-SERVE = ServeOptions()
+SERVE, GUIDE, TRANSFER = ServeOptions(), GuideOptions(), TransferOptions()
 OPTIMIZE, PROFILE, QUANTIZE, DISTILL, TRAIN = (
     OptimizeOptions(budget=Budget(speedup=1.0)), ProfileOptions(), QuantizeOptions(), DistillOptions(), TrainOptions(),
 )  # fmt: skip
@@ -28,6 +31,40 @@ Threads = Annotated[int | None, typer.Option(help="Threads for one inference; al
 Samples = Annotated[int, typer.Option(help="Timed requests a variant, at least; 299 are needed to judge a p99.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report's JSON to stdout.")]
-Epochs = Annotated[int, typer.Option(help="Passes over the training texts.")]
+Epochs = Annotated[float, typer.Option(help="Passes over the training texts.")]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]
+Unlabelled = Annotated[str | None, typer.Option(help="Texts without labels, for the teacher to answer.")]
+Augment = Annotated[
+    float, typer.Option("--augment", help="New texts made from each training text, for the teacher to answer.")
+]
+GuideEpochs = Annotated[
+    float, typer.Option(help="Passes in which the student first looks inside its teacher; 0 learns from answers alone.")
+]
+Minutes = Annotated[
+    float | None, typer.Option(help="Minutes to teach the student; plans passes and new texts, in place of --epochs.")
+]
+Objective = Annotated[str, typer.Option(help="How answers are matched: 'kl', softened, or 'mse', of logits.")]
+Shapes = Annotated[str | None, typer.Option(help="Student shapes to consider, such as 2x128,3x384,3x384f768.")]
+Student = Annotated[str | None, typer.Option(help="Small checkpoint that the student starts from.")]
+P99Ms = Annotated[float | None, typer.Option(help="Highest p99 latency of a request, in milliseconds.")]
+Speedup = Annotated[float | None, typer.Option(help="Lowest speed-up of the median latency.")]
 Name = Annotated[str | None, typer.Option(help="Name of the new variant; the folder's name if not given.")]
+
+
+def one_of(option: str, text: str, choices: tuple[Any, ...]) -> Any:
+    """A value of an option that has few.
+
+    Args:
+        option: Its name.
+        text: What was given.
+        choices: What may be given.
+
+    Returns:
+        The value.
+
+    Raises:
+        UsageError: It is none of them.
+    """
+    if text not in choices:
+        raise UsageError(f"{option} is {' or '.join(map(repr, choices))}, not {text!r}")
+    return text

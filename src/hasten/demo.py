@@ -15,10 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hasten.checkpoint import import_checkpoint
-from hasten.distillation import DistillOptions, distill
+from hasten.distillation import distill
 from hasten.errors import MissingExtraError
 from hasten.files import write_atomically
 from hasten.pipeline import Inputs, Observer
+from hasten.teaching import DistillOptions, Lesson
 from hasten.torch_training import TrainOptions
 from hasten.variant import Variant
 from hasten.workload import normalised, read_workload
@@ -80,7 +81,8 @@ def prepare(out: Path, threads: int, observer: Observer) -> Inputs:
 
         def fine_tuned(folder: Path) -> Variant:
             start = import_checkpoint(source, shop.work / "encoder", name="encoder", new_labels=TOPICS)
-            return distill(start, folder, options, name="bbc-topics", data=train, teacher=None, work=shop.work,
+            lesson = Lesson(data=train, teacher=None)
+            return distill(start, folder, options, name="bbc-topics", lesson=lesson, work=shop.work,
                            progress=observer.advance)  # fmt: skip
 
         shop.variant("bbc-topics", make_key(train.digest, options), fine_tuned)

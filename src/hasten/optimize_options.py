@@ -7,10 +7,12 @@ from importlib.util import find_spec
 from typing import Protocol
 
 from hasten.budget import Budget
-from hasten.distillation import DistillOptions
 from hasten.onnx_export import ExportOptions
 from hasten.profiling import ProfileOptions
 from hasten.quantization import QuantizeOptions
+from hasten.teaching import DistillOptions
+from hasten.training_plan import check_minutes
+from hasten.transfer import TransferOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,9 @@ class OptimizeOptions:
             lose more, products are put back to fp32.
         openvino: Whether OpenVINO's variants stand for choice too; None takes them where the extra is installed.
         distill: How to distil.
+        transfer: How to widen the training texts for the teacher to answer.
+        minutes: Minutes to spend on teaching the student; passes and new texts are then planned from speeds measured
+            here, in place of `distill.train.epochs` and `transfer.augment`. None leaves it to those two.
         profile: How to measure.
     """
 
@@ -48,7 +53,17 @@ class OptimizeOptions:
     max_lost_points: float = 0.3
     openvino: bool | None = None
     distill: DistillOptions = field(default_factory=DistillOptions)
+    transfer: TransferOptions = field(default_factory=TransferOptions)
+    minutes: float | None = None
     profile: ProfileOptions = field(default_factory=ProfileOptions)
+
+    def __post_init__(self) -> None:
+        """Checks the minutes.
+
+        Raises:
+            UsageError: They are out of range.
+        """
+        check_minutes(self.minutes)
 
     @property
     def with_openvino(self) -> bool:

@@ -24,6 +24,7 @@ from hasten.report import Report, RunInfo, compare
 from hasten.report_render import save_report
 from hasten.splits import Data, Inputs, read_data
 from hasten.thread_plan import measure_plan, record_plan
+from hasten.training_plan import TrainingPlan
 from hasten.variant import Variant
 from hasten.variant_maker import Maker, imported
 from hasten.workload import Workload
@@ -75,6 +76,7 @@ class _Road:
             ("baseline", lambda: [self.baseline]),
             ("export", self._export),
             ("quantize", self._quantize),
+            ("simple", self._simple),
             ("distill", self._students),
         ):
             self._judge(stage, build())
@@ -96,6 +98,10 @@ class _Road:
         if self.options.with_openvino:
             made.append(self.make.quantized_for_openvino(self._candidate("openvino-fp32"), "openvino-int8"))
         return made
+
+    def _simple(self) -> list[Variant]:
+        """Models without layers: on easy data they are enough, and everywhere they say what layers bring."""
+        return [self.make.ngrams("tfidf"), self.make.static("static", self._candidate("onnx-fp32"))]
 
     def _students(self) -> list[Variant]:
         start, shape = self.make.student_start()
@@ -196,7 +202,11 @@ class _Road:
         return variant.manifest.step.facts | ({} if search is None else {"search": msgspec.to_builtins(search)})
 
     def _notes(self, chosen: str | None, measurements: Sequence[Measurement]) -> tuple[str, ...]:
-        idle = tuple(_idle_int8(self.candidates, measurements))
+        idle = (
+            *_planned(self.make.training_plan),
+            *_widening(self.make.transfer_counts),
+            *_idle_int8(self.candidates, measurements),
+        )
         if chosen is None:
             none = "No variant met the budget on the validation split, not even by its estimate; none is chosen."
             return (none, *idle)
@@ -214,6 +224,23 @@ class _Road:
         }
         more = {"model": self.baseline.digest, "host": this_host()}
         self.shop.write_json(self.shop.out / "run.json", run | more)
+
+
+def _planned(plan: TrainingPlan | None) -> Generator[str]:
+    """Says how the minutes were spent."""
+    if plan is not None:
+        yield f"{str(plan).capitalize()}."
+
+
+def _widening(counts: dict[str, int]) -> Generator[str]:
+    """Says what the transfer set is made of."""
+    ways = {way: counts.get(way, 0) for way in ("unlabelled", "replace", "recombine", "truncate")}
+    if sum(ways.values()):
+        parts = ", ".join(f"{way} {number:,}" for way, number in ways.items() if number)
+        yield (
+            f"{sum(ways.values()):,} texts without labels for the teacher to answer ({parts}); left out: "
+            f"{counts['guarded']:,} that equal or nearly equal a validation or test text."
+        )
 
 
 def _idle_int8(variants: Sequence[Variant], measurements: Sequence[Measurement]) -> Generator[str]:

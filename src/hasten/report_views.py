@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hasten import report_words as words
-from hasten.report import Report, VariantRow
+from hasten.budget import Budget
+from hasten.report import Report, ShapeRow, VariantRow
 from hasten.report_words import COLUMNS, Cell, Column, Grid
 
 NARROW = (
@@ -40,10 +41,7 @@ def as_terminal(report: Report, *, width: int = 100, color: bool = False) -> str
     Returns:
         Lines that end in a line break.
     """
-    console = Console(
-        file=io.StringIO(), width=width, force_terminal=color, color_system="standard" if color else None,
-        no_color=not color, highlight=False, markup=False, emoji=False, legacy_windows=False,
-    )  # fmt: skip
+    console = _console(width, color=color)
     with console.capture() as capture:
         console.print(Text(words.shortened(words.headline(report)), style="bold"))
         console.print(words.promise(report.budget), style="dim")
@@ -51,6 +49,41 @@ def as_terminal(report: Report, *, width: int = 100, color: bool = False) -> str
         for indent, line in _below(report):
             console.print(Padding(Text(words.shortened(line, 10 * width)), (0, 0, 0, indent)))
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def shapes_as_terminal(shapes: Sequence[ShapeRow], budget: Budget, *, width: int = 100, color: bool = False) -> str:
+    """The student shapes as measured, with the budget's line between those that fit and those that do not.
+
+    Args:
+        shapes: The shapes, smallest first.
+        budget: What must be met.
+        width: Columns of the terminal.
+        color: Whether to add colours.
+
+    Returns:
+        Lines that end in a line break.
+    """
+    console = _console(width, color=color)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    for title in words.SHAPE_HEADER:
+        table.add_column(Text(title), justify="left" if title in LEFT_ALIGNED else "right", no_wrap=True)
+    for row, below in zip(shapes, (*shapes[1:], None), strict=True):
+        cells = words.shape_cells(row)
+        table.add_row(
+            *cells, style="bold" if row.chosen else "", end_section=below is not None and row.fits > below.fits
+        )
+    with console.capture() as capture:
+        console.print(words.latency_promise(budget), style="dim")
+        console.print(Padding(table, (1, 0)))
+        console.print(words.shape_reason(shapes))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def _console(width: int, *, color: bool) -> Console:
+    return Console(
+        file=io.StringIO(), width=width, force_terminal=color, color_system="standard" if color else None,
+        no_color=not color, highlight=False, markup=False, emoji=False, legacy_windows=False,
+    )  # fmt: skip
 
 
 def _table(report: Report, width: int) -> Table:

@@ -5,7 +5,7 @@ Nothing here escapes anything: each rendering escapes for its own language.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,12 @@ import msgspec
 from hasten.budget import Budget, Judgement
 from hasten.intervals import Interval
 from hasten.measurement import GROUPS
-from hasten.report import Report, VariantRow
+from hasten.report import Report, ShapeRow, VariantRow
 
 LIMIT_UNITS = {"p99_ms": "samples per variant", "speedup": "samples per variant", "retention": "labelled test rows"}
 NONE = "–"
 MARK = "▶"
+SHAPE_HEADER = ("layers x hidden", "parameters", "p50 (ms)", "p99 (ms)", "speed-up", "latency")
 LONGEST_VALUE = 200
 
 
@@ -160,11 +161,20 @@ def figures(report: Report, row: VariantRow) -> str:
 
 def promise(budget: Budget) -> str:
     """The budget in one sentence."""
-    limits = [f"p99 at most {budget.p99_ms:g} ms"] if budget.p99_ms is not None else []
-    limits += [f"speed-up at least {budget.speedup:g}×"] if budget.speedup is not None else []
+    limits = _latency_limits(budget)
     limits.append(f"at least {100 * budget.retain:.4g}% of the baseline's accuracy kept")
     how = "one-sided 95 % bound" if budget.gate == "bound" else "estimate"
     return f"Budget: {', '.join(limits)}; the {how} must meet each limit."
+
+
+def latency_promise(budget: Budget) -> str:
+    """The latency part of the budget in one sentence."""
+    return f"Budget: {', '.join(_latency_limits(budget))}."
+
+
+def _latency_limits(budget: Budget) -> list[str]:
+    limits = [f"p99 at most {budget.p99_ms:g} ms"] if budget.p99_ms is not None else []
+    return limits + ([f"speed-up at least {budget.speedup:g}×"] if budget.speedup is not None else [])
 
 
 def evidence(report: Report) -> str:
@@ -234,17 +244,23 @@ def length_grid(report: Report) -> Grid:
 
 def shape_grid(report: Report) -> Grid:
     """The student shapes that were measured before any training."""
-    rows = (
-        (s.name, count(s.parameters), ms(s.p50_ms), ms(s.p99_ms), times(s.speedup), _fit(s.fits, s.chosen))
-        for s in report.shapes
-    )
-    return Grid(
-        header=("layers x hidden", "parameters", "p50 (ms)", "p99 (ms)", "speed-up", "latency"), rows=tuple(rows)
-    )
+    return Grid(header=SHAPE_HEADER, rows=tuple(shape_cells(shape) for shape in report.shapes))
 
 
-def _fit(fits: bool, chosen: bool) -> str:
-    return ("fits" if fits else "too slow") + (", trained" if chosen else "")
+def shape_cells(shape: ShapeRow) -> tuple[str, ...]:
+    """A shape's figures, as many as `SHAPE_HEADER` has titles."""
+    fit = ("fits" if shape.fits else "too slow") + (", chosen" if shape.chosen else "")
+    return (shape.name, count(shape.parameters), ms(shape.p50_ms), ms(shape.p99_ms), times(shape.speedup), fit)
+
+
+def shape_reason(shapes: Sequence[ShapeRow]) -> str:
+    """Why a shape was chosen, in one sentence."""
+    chosen = next(shape for shape in shapes if shape.chosen)
+    if not chosen.fits:
+        return f"No shape fits; {chosen.name} is the fastest that was measured, and would still miss the budget."
+    larger = any(not shape.fits for shape in shapes)
+    more = "the next larger one is too slow" if larger else "no larger one was measured"
+    return f"{chosen.name} is the largest that keeps the latency budget with headroom: {more}."
 
 
 def machine_grid(report: Report) -> Grid:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hasten.errors import DataError, UsageError
-from hasten.workload import Workload, random_rows, read_workload, split, without_overlap
+from hasten.workload import Workload, random_rows, read_texts, read_workload, split, without_overlap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +19,7 @@ class Inputs:
         train: Labelled training data, see `read_workload`.
         test: Labelled test data.
         valid: Labelled validation data; None splits some off the training data.
+        unlabelled: Texts without labels, for the teacher to answer; None has none.
         text_column: Column of the texts; None guesses.
         label_column: Column of the labels; None guesses.
         student: Folder or hub id of a small checkpoint to start the student from; None starts from the teacher.
@@ -29,6 +30,7 @@ class Inputs:
     train: str
     test: str
     valid: str | None = None
+    unlabelled: str | None = None
     text_column: str | None = None
     label_column: str | None = None
     student: str | None = None
@@ -67,12 +69,14 @@ class Data:
         train: For calibration and distillation.
         valid: For choosing.
         test: For the numbers that are reported.
+        unlabelled: Texts for the teacher to answer.
         removed: Texts removed from a training side because they stand in another split.
     """
 
     train: Workload
     valid: Workload
     test: Workload
+    unlabelled: tuple[str, ...] = ()
     removed: tuple[str, ...]
 
 
@@ -120,7 +124,8 @@ def read_data(inputs: Inputs, options: SplitOptions, labels: Sequence[str]) -> D
         )
     _check_left(train, inputs.train)
     _check_left(valid, inputs.valid or inputs.train)
-    return Data(train=train, valid=valid, test=test, removed=removed)
+    more = () if inputs.unlabelled is None else read_texts(inputs.unlabelled, text_column=inputs.text_column)
+    return Data(train=train, valid=valid, test=test, unlabelled=more, removed=removed)
 
 
 def _check_left(workload: Workload, source: str) -> None:

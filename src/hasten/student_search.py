@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hasten.budget import Budget
 from hasten.errors import HastenError
@@ -18,9 +19,9 @@ from hasten.onnx_export import export
 from hasten.profiling import ProfileOptions, time_only
 from hasten.quantization import quantize
 from hasten.report import ShapeRow
-from hasten.students import Shape, init_student, largest_fitting
+from hasten.students import Shape, candidate_shapes, init_student, largest_fitting, parse_shapes, shape_of
 from hasten.variant import Variant
-from hasten.workload import Workload, random_rows
+from hasten.workload import random_rows
 from hasten.workshop import Workshop, make_key
 
 HEADROOM_RATIO = 1.15
@@ -34,23 +35,55 @@ class Search:
     """What a search for a shape depends on.
 
     Attributes:
-        teacher: The torch variant that students start from.
-        workload: The texts to time on.
+        baseline: What the budget's speed-up is over.
+        source: The torch variant that students are cut from; often the baseline itself.
+        texts: The texts to time on, of the user's own lengths; at least one.
         budget: What must be met.
         options: How to measure.
     """
 
-    teacher: Variant
-    workload: Workload
+    baseline: Variant
+    source: Variant
+    texts: tuple[str, ...]
     budget: Budget
     options: ProfileOptions
+
+
+def measured_shapes(
+    baseline: Variant, source: Variant, texts: Sequence[str], shapes: str | None, budget: Budget,
+    options: ProfileOptions, folder: Path,
+) -> list[ShapeRow]:  # fmt: skip
+    """The table of shapes for someone who only wants to know.
+
+    Args:
+        baseline: What the budget's speed-up is over; a torch variant.
+        source: The torch variant that students would be cut from.
+        texts: Texts of the user's own lengths.
+        shapes: Candidates such as `2x128,3x384`; None takes a catalogue.
+        budget: What must be met.
+        options: How to measure.
+        folder: Where to build them.
+
+    Returns:
+        As `latency_table`.
+    """
+    search = Search(baseline=baseline, source=source, texts=tuple(texts), budget=budget, options=options)
+    shop = Workshop(folder)
+    with shop.held():
+        return latency_table(search, shapes_to_measure(source, shapes), shop)
+
+
+def shapes_to_measure(source: Variant, shapes: str | None) -> list[Shape]:
+    """The candidates that were asked for, or those of the catalogue that a model can be cut to."""
+    largest = shape_of(source)
+    return candidate_shapes(largest) if shapes is None else parse_shapes(shapes, largest)
 
 
 def latency_table(search: Search, shapes: Sequence[Shape], workshop: Workshop) -> list[ShapeRow]:
     """Measures shapes before training and marks the one to train.
 
     Args:
-        search: Teacher, texts, budget and measuring options.
+        search: Models, texts, budget and measuring options.
         shapes: The candidates.
         workshop: Where to build them; the table is kept there.
 
@@ -65,15 +98,16 @@ def latency_table(search: Search, shapes: Sequence[Shape], workshop: Workshop) -
         raise HastenError(
             "the model is too small for a student: no shape is smaller; the budget needs a faster machine"
         )
-    key = make_key("shapes", search.teacher.digest, search.workload.digest, search.budget, search.options, list(shapes))
+    models = (search.baseline.digest, search.source.digest)
+    key = make_key("shapes", *models, search.texts, search.budget, search.options, list(shapes))
     return workshop.cached("shapes", key, list[ShapeRow], lambda: _measure(search, shapes, workshop))
 
 
 def _measure(search: Search, shapes: Sequence[Shape], workshop: Workshop) -> list[ShapeRow]:
-    rows = random_rows(len(search.workload), SHAPE_SAMPLES, seed=search.options.seed)
-    texts = [search.workload.texts[row] for row in rows]
+    rows = random_rows(len(search.texts), SHAPE_SAMPLES, seed=search.options.seed)
+    texts = [search.texts[row] for row in rows]
     untrained = _worth_timing(search, shapes, texts[:GLANCE_SAMPLES], workshop)
-    baseline, *latencies = time_only([search.teacher, *untrained], texts, search.options)
+    baseline, *latencies = time_only([search.baseline, *untrained], texts, search.options)
     table = [_row(search.budget, s, v, x, baseline) for s, v, x in zip(shapes, untrained, latencies, strict=False)]
     shutil.rmtree(workshop.work / "shapes")
     best = largest_fitting([(shape, row.fits) for shape, row in zip(shapes, table, strict=False)]) or shapes[0]
@@ -82,20 +116,20 @@ def _measure(search: Search, shapes: Sequence[Shape], workshop: Workshop) -> lis
 
 def _worth_timing(search: Search, shapes: Sequence[Shape], texts: Sequence[str], workshop: Workshop) -> list[Variant]:
     """Builds shapes from the smallest up, until a glance shows one that is clearly too slow; that one is kept too."""
-    (baseline,) = time_only([search.teacher], texts, search.options)
+    (baseline,) = time_only([search.baseline], texts, search.options)
     built: list[Variant] = []
     for shape in shapes:
-        built.append(_untrained(search.teacher, shape, workshop))
+        built.append(_untrained(search.source, shape, workshop))
         (latency,) = time_only(built[-1:], texts, search.options)
         if not _fits(search.budget, latency, baseline, 1 / CLEARLY_RATIO):
             break
     return built
 
 
-def _untrained(teacher: Variant, shape: Shape, workshop: Workshop) -> Variant:
+def _untrained(source: Variant, shape: Shape, workshop: Workshop) -> Variant:
     """A student with random weights, as it would be served."""
     place = workshop.work / "shapes"
-    random = init_student(teacher, shape, place / f"{shape}-torch", name=f"{shape}-torch", start="random")
+    random = init_student(source, shape, place / f"{shape}-torch", name=f"{shape}-torch", start="random")
     graph = export(random, place / f"{shape}-fp32", name=f"{shape}-fp32")
     return quantize(graph, place / f"{shape}-int8", name=f"{shape}-int8", texts=["ok"])
 

@@ -53,16 +53,18 @@ class Shape:
         hidden: Width of the residual stream; a multiple of the head size.
         heads: Attention heads.
         intermediate: Neurons of each feed-forward block.
+        variation: `f` and the neurons, where they are not in the teacher's ratio to the width; else empty.
     """
 
     layers: int
     hidden: int
     heads: int
     intermediate: int
+    variation: str = ""
 
     def __str__(self) -> str:
-        """Layers x hidden, such as `3x384`."""
-        return f"{self.layers}x{self.hidden}"
+        """Layers x hidden, such as `3x384` or `3x384f768`."""
+        return f"{self.layers}x{self.hidden}{self.variation}"
 
     @property
     def encoder_weights(self) -> int:
@@ -91,31 +93,38 @@ def _intermediate(config: Any) -> str:
     return "intermediate_size" if hasattr(config, "intermediate_size") else "hidden_dim"
 
 
-def student_shape(teacher: Shape, layers: int, hidden: int) -> Shape:
-    """A shape with the teacher's head size and feed-forward ratio.
+def student_shape(teacher: Shape, layers: int, hidden: int, intermediate: int | None = None) -> Shape:
+    """A shape with the teacher's head size.
 
     Args:
         teacher: The teacher's shape.
         layers: Number of layers.
         hidden: Width.
+        intermediate: Neurons of each feed-forward block; None keeps the teacher's ratio to the width.
 
     Returns:
         The shape.
 
     Raises:
-        UsageError: It is not smaller than the teacher, or the width is no multiple of the head size.
+        UsageError: It is larger than the teacher, or the width is no multiple of the head size.
     """
     head_size = teacher.hidden // teacher.heads
     if not (1 <= layers <= teacher.layers and 1 <= hidden <= teacher.hidden):
         raise UsageError(f"a student of {layers}x{hidden} does not fit into its teacher of {teacher}")
     if hidden % head_size:
         raise UsageError(f"a student's width must be a multiple of the teacher's head size {head_size}, not {hidden}")
-    ratio = teacher.intermediate / teacher.hidden
-    return Shape(layers=layers, hidden=hidden, heads=hidden // head_size, intermediate=round(hidden * ratio))
+    usual = round(hidden * teacher.intermediate / teacher.hidden)
+    neurons = intermediate or usual
+    if neurons > teacher.intermediate:
+        raise UsageError(f"{neurons} feed-forward neurons do not fit into the teacher's {teacher.intermediate}")
+    return Shape(
+        layers=layers, hidden=hidden, heads=hidden // head_size, intermediate=neurons,
+        variation="" if neurons == usual else f"f{neurons}",
+    )  # fmt: skip
 
 
 def parse_shapes(text: str, teacher: Shape) -> list[Shape]:
-    """Shapes from a list such as `2x128,3x384`.
+    """Shapes from a list such as `2x128,3x384,3x384f768`: layers x width, and feed-forward neurons after an `f`.
 
     Args:
         text: The list.
@@ -125,12 +134,13 @@ def parse_shapes(text: str, teacher: Shape) -> list[Shape]:
         The shapes, from the smallest to the largest.
 
     Raises:
-        UsageError: A part is not of the form LAYERSxHIDDEN, or does not fit the teacher.
+        UsageError: A part is not of the form LAYERSxHIDDEN or LAYERSxHIDDENfNEURONS, or does not fit the teacher.
     """
-    parts = [re.fullmatch(r"(\d+)x(\d+)", part.strip()) for part in text.split(",")]
+    parts = [re.fullmatch(r"(\d+)x(\d+)(?:f(\d+))?", part.strip()) for part in text.split(",")]
     if not all(parts):
         raise UsageError(f"student shapes are written as LAYERSxHIDDEN, such as 2x128,3x384, not {text!r}")
-    return sorted((student_shape(teacher, int(p[1]), int(p[2])) for p in parts if p), key=lambda s: s.encoder_weights)
+    shapes = [student_shape(teacher, int(p[1]), int(p[2]), int(p[3]) if p[3] else None) for p in parts if p]
+    return sorted(shapes, key=lambda shape: shape.encoder_weights)
 
 
 def candidate_shapes(teacher: Shape) -> list[Shape]:
@@ -212,6 +222,12 @@ def student_config(config: Any, shape: Shape) -> Any:
 def spaced_layers(teacher: int, student: int) -> list[int]:
     """Which of the teacher's layers (from 0) a student starts from: evenly spaced, the last one included."""
     return [round((i + 1) * teacher / student) - 1 for i in range(student)]
+
+
+def stand_for(teacher: Variant, student: Variant) -> tuple[int, ...]:
+    """Which of the teacher's layers (from 0) each of the student's stands for; none where the student is deeper."""
+    theirs, ours = shape_of(teacher).layers, shape_of(student).layers
+    return tuple(spaced_layers(theirs, ours)) if ours <= theirs else ()
 
 
 def _inherit(parent: Any, student: Any, old: Shape, new: Shape) -> None:

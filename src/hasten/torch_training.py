@@ -1,7 +1,8 @@
 """A training loop that can be killed at any step and goes on to the same weights.
 
 Every random choice is drawn from the seed and the step's number, so a checkpoint is only weights, moments and a step.
-It is one safetensors file, written aside and renamed. Non-goals: several machines, mixed precision.
+It is one safetensors file, written aside and renamed. A GPU is used where there is one. Non-goals: several GPUs or
+machines, mixed precision.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import msgspec
 import numpy as np
 
 from hasten.errors import ArtifactError, HastenError
 from hasten.files import write_atomically
-from hasten.tokenization import Encoding, padded
+from hasten.tokenization import Encoding, TextEncoder, pad_token_id, padded
 from hasten.torch_runtime import model_inputs
+from hasten.variant import Variant
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -34,7 +37,7 @@ class TrainOptions:
     """How to train.
 
     Attributes:
-        epochs: Passes over the texts, at least 1.
+        epochs: Passes over the texts, above 0; a fraction ends within a pass.
         batch: Texts a step, at least 1.
         learning_rate: Peak of the schedule, above 0: linear warm-up, then linear decay to 0.
         warmup_share: Share of the steps for the warm-up, 0 to 1.
@@ -47,7 +50,7 @@ class TrainOptions:
         frozen_layers: How many of the lowest layers, with the embeddings below them, are not trained; 0 trains all.
     """
 
-    epochs: int = 8
+    epochs: float = 8
     batch: int = 32
     learning_rate: float = 4e-4
     warmup_share: float = 0.1
@@ -70,10 +73,10 @@ def batches(lengths: Sequence[int], options: TrainOptions) -> list[list[int]]:
         Row indices by step.
     """
     steps: list[list[int]] = []
-    for epoch in range(options.epochs):
+    for epoch in range(math.ceil(options.epochs)):
         generator = np.random.default_rng((options.seed, epoch))
         steps += _epoch(generator.permutation(len(lengths)), lengths, options.batch, generator)
-    return steps
+    return steps[: max(1, round(options.epochs * math.ceil(len(lengths) / options.batch)))]
 
 
 def _epoch(order: Any, lengths: Sequence[int], batch: int, generator: np.random.Generator) -> list[list[int]]:
@@ -98,39 +101,71 @@ class TrainingSet:
     Attributes:
         encodings: The texts; shape [rows].
         pad_id: Token id that fills up shorter rows.
+        names: Which inputs the model takes, see `model_inputs`.
     """
 
     encodings: Sequence[Encoding]
     pad_id: int
+    names: tuple[str, ...]
 
-    def inputs(self, rows: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
-        """The padded batch of some rows as torch tensors."""
+    @classmethod
+    def of(cls, variant: Variant, model: Any, texts: Sequence[str]) -> Self:
+        """Texts as a variant's tokenizer and model take them."""
+        return cls(encodings=TextEncoder(variant)(texts), pad_id=pad_token_id(variant), names=model_inputs(model))
+
+    def inputs(self, rows: Sequence[int]) -> dict[str, Any]:
+        """The padded batch of some rows as torch tensors on the device that trains."""
         import torch
 
         batch = padded([self.encodings[row] for row in rows], self.pad_id)
-        return {name: torch.from_numpy(batch[name]) for name in names}
+        return {name: torch.from_numpy(batch[name]).to(device()) for name in self.names}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Something to look at now and then while training.
+
+    Attributes:
+        look: Gives a number; must leave weights and random states alone.
+        times: How often over the whole training.
+    """
+
+    look: Callable[[], float]
+    times: int = 10
+
+
+def device() -> str:
+    """Where training runs: the GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def fit(
     model: Any,
     data: TrainingSet,
-    loss: Callable[[Any, Sequence[int]], Any],
+    loss: Callable[[dict[str, Any], Sequence[int]], Any],
     options: TrainOptions,
     *,
     checkpoint: Path,
     key: str,
     progress: Progress | None = None,
-) -> None:
+    watch: Watch | None = None,
+) -> list[tuple[int, float]]:
     """Trains a model in place.
 
     Args:
-        model: A transformers classifier; only weights with `requires_grad` are trained.
+        model: A torch module; only weights with `requires_grad` are trained.
         data: The tokenized texts.
-        loss: From the logits [batch, labels] and the rows of a step to a scalar tensor.
+        loss: From the inputs and the rows of a step to a scalar tensor.
         options: How to train.
         checkpoint: Where to keep the state; an existing one of the same key is continued, and it stays when done.
         key: Identity of everything the result depends on.
         progress: Called after each step with the steps done and the steps in all.
+        watch: What to look at now and then.
+
+    Returns:
+        What was seen: steps done and the number.
 
     Raises:
         HastenError: A loss is NaN or infinite.
@@ -138,28 +173,47 @@ def fit(
     import torch
 
     torch.set_num_threads(options.threads)
+    model.to(device())
     _freeze(model, options.frozen_layers)
     steps = batches([len(e) for e in data.encodings], options)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
-    names, saved = model_inputs(model), time.monotonic()
-    model.train(options.dropout)
-    for step in range(_resume(model, optimizer, checkpoint, key), len(steps)):
+    state, saved = _resume(model, optimizer, checkpoint, key), time.monotonic()
+    if state.step:
+        log.info("continuing training at step %d", state.step)
+    for step in range(state.step, len(steps)):
+        model.train(options.dropout)
         torch.manual_seed(options.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, len(steps), options)
-        value = loss(model(**data.inputs(steps[step], names)).logits, steps[step])
+        value = loss(data.inputs(steps[step]), steps[step])
         _check_finite(float(value.detach()), step, steps[step])
         optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(weights, MAX_GRADIENT_NORM)
         optimizer.step()
-        if time.monotonic() - saved > options.checkpoint_s:
-            _save(model, optimizer, checkpoint, key, step + 1)
+        done = step + 1
+        if watch is not None and done in _moments_to_look(len(steps), watch.times):
+            state = replace(state, seen=[*state.seen, (done, _look(model, watch))])
+        if time.monotonic() - saved > options.checkpoint_s or done == len(steps):
+            _save(model, optimizer, checkpoint, key, replace(state, step=done))
             saved = time.monotonic()
         if progress is not None:
-            progress(step + 1, len(steps))
+            progress(done, len(steps))
+    model.eval().to("cpu")
+    return state.seen
+
+
+def _moments_to_look(steps: int, times: int) -> set[int]:
+    return {round(steps * (i + 1) / times) for i in range(times)}
+
+
+def _look(model: Any, watch: Watch) -> float:
+    import torch
+
     model.eval()
+    with torch.inference_mode():
+        return watch.look()
 
 
 def _freeze(model: Any, layers: int) -> None:
@@ -186,19 +240,28 @@ def _moments(model: Any, optimizer: Any) -> dict[str, Any]:
     return state
 
 
-def _save(model: Any, optimizer: Any, path: Path, key: str, step: int) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """Where a training stands, besides weights and moments."""
+
+    step: int = 0
+    seen: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
+
+
+def _save(model: Any, optimizer: Any, path: Path, key: str, state: _State) -> None:
     from safetensors.torch import save
 
     tensors = {f"model.{name}": weight for name, weight in model.named_parameters()} | _moments(model, optimizer)
-    data = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    data = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save(data, metadata={"key": key, "step": str(step)}))
+    metadata = {"key": key, "state": msgspec.json.encode(state).decode()}
+    write_atomically(path, save(data, metadata=metadata))
 
 
-def _resume(model: Any, optimizer: Any, path: Path, key: str) -> int:
-    """Restores a checkpoint of the same key; the step to go on from, 0 without one."""
+def _resume(model: Any, optimizer: Any, path: Path, key: str) -> _State:
+    """Restores a checkpoint of the same key; where to go on from, the start without one."""
     if not path.is_file():
-        return 0
+        return _State()
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -206,7 +269,7 @@ def _resume(model: Any, optimizer: Any, path: Path, key: str) -> int:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("key") != key:
-                return 0
+                return _State()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except SafetensorError as error:
         raise ArtifactError(f"{path}: damaged checkpoint: {error}; delete it to train from the start") from error
@@ -216,6 +279,5 @@ def _resume(model: Any, optimizer: Any, path: Path, key: str) -> int:
             kinds = {kind: tensors[f"optimizer.{kind}.{name}"] for kind in ("step", "exp_avg", "exp_avg_sq")
                      if f"optimizer.{kind}.{name}" in tensors}  # fmt: skip
             if kinds:
-                optimizer.state[weight] = kinds
-    log.info("continuing training at step %s", metadata["step"])
-    return int(metadata["step"])
+                optimizer.state[weight] = {kind: tensor.to(weight.device) for kind, tensor in kinds.items()}
+    return msgspec.json.decode(metadata["state"], type=_State)

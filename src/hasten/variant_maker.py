@@ -14,6 +14,7 @@ from typing import Any
 from hasten.checkpoint import import_checkpoint
 from hasten.distillation import distill
 from hasten.files import file_sha256
+from hasten.ngram_model import NgramOptions, fit_ngrams
 from hasten.onnx_export import export
 from hasten.openvino_steps import export_openvino, quantize_openvino
 from hasten.optimize_options import Observer, OptimizeOptions
@@ -21,8 +22,13 @@ from hasten.quantization import QuantizeOptions, quantize
 from hasten.quantization_search import Choice, Question, choose_quantization
 from hasten.report import ShapeRow
 from hasten.splits import Data
-from hasten.student_search import Search, latency_table
-from hasten.students import Shape, candidate_shapes, init_student, parse_shapes, shape_of, student_shape
+from hasten.static_student import StaticOptions, train_static
+from hasten.student_search import Search, latency_table, shapes_to_measure
+from hasten.students import Shape, init_student, shape_of, stand_for
+from hasten.teaching import Lesson
+from hasten.torch_training import TrainOptions
+from hasten.training_plan import TrainingPlan, measured_speeds, plan_training
+from hasten.transfer import TransferOptions, TransferSet, widened
 from hasten.variant import Variant
 from hasten.workload import random_rows
 from hasten.workshop import Workshop, make_key
@@ -47,11 +53,14 @@ class Maker:
         options: What the run is asked for.
         shop: Where variants are kept.
         observer: Is told what is being made.
-        student: Folder or hub id of a small checkpoint to start the student from; None cuts it from the baseline.
+        student: Folder or hub id of a small checkpoint that the student starts from, whole or cut to a shape; None cuts
+            it from the baseline.
 
     Attributes:
         shapes: The table of student shapes, once it was measured.
         searches: What the searches for a quantization came to, by variant.
+        training_plan: How the minutes are spent on the student, once they were planned.
+        transfer_counts: How many texts of the transfer set came from where, once it was made.
     """
 
     def __init__(
@@ -62,6 +71,8 @@ class Maker:
         self.student_source = student
         self.shapes: list[ShapeRow] = []
         self.searches: dict[str, Choice] = {}
+        self.transfer_counts: dict[str, int] = {}
+        self.training_plan: TrainingPlan | None = None
 
     def _step(self, name: str, key: list[Any], build: Callable[[Path], Variant]) -> Variant:
         return self.shop.variant(name, make_key(name, *key), build)
@@ -99,47 +110,118 @@ class Maker:
         )
 
     def student_start(self) -> tuple[Variant, Shape]:
-        """What the student starts from, untrained: the given checkpoint, or the teacher cut to a measured shape."""
-        if self.student_source is not None:
-            source = self.student_source
-            labels = self.baseline.labels
-            start = self._step(
-                "student-start", ["import", *source_key(source), labels, self.options.seed],
-                lambda out: import_checkpoint(
-                    source, out, name="student-start", new_labels=labels, seed=self.options.seed
-                ),
-            )  # fmt: skip
-            return start, shape_of(start)
+        """What the student starts from, untrained: the baseline or a given checkpoint, cut to a measured shape."""
+        source = self._student_source()
+        if self.student_source is not None and self.options.shapes is None:
+            return source, shape_of(source)
         self.observer.stage("measuring student shapes before training")
-        teacher = shape_of(self.baseline)
-        text = self.options.shapes
-        shapes = candidate_shapes(teacher) if text is None else parse_shapes(text, teacher)
+        shapes = shapes_to_measure(source, self.options.shapes)
         search = Search(
-            teacher=self.baseline, workload=self.data.valid, budget=self.options.budget, options=self.options.profile
-        )
+            baseline=self.baseline, source=source, texts=self.data.valid.texts, budget=self.options.budget,
+            options=self.options.profile,
+        )  # fmt: skip
         self.shapes = latency_table(search, shapes, self.shop)
         best = next(row for row in self.shapes if row.chosen)
-        shape = student_shape(teacher, best.layers, best.hidden)
+        shape = next(shape for shape in shapes if str(shape) == best.name)
         name = f"student-{shape}-start"
         start = self._step(
-            name, [self.baseline.digest, shape, self.options.seed],
-            lambda out: init_student(self.baseline, shape, out, name=name, seed=self.options.seed),
+            name, [source.digest, shape, self.options.seed],
+            lambda out: init_student(source, shape, out, name=name, seed=self.options.seed),
         )  # fmt: skip
         return start, shape
 
+    def _student_source(self) -> Variant:
+        """What the student is cut from."""
+        if (source := self.student_source) is None:
+            return self.baseline
+        labels, seed = self.baseline.labels, self.options.seed
+        return self._step(
+            "student-source", ["import", *source_key(source), labels, seed],
+            lambda out: import_checkpoint(source, out, name="student-source", new_labels=labels, seed=seed),
+        )  # fmt: skip
+
     def trained(self, start: Variant, name: str, teacher: Variant | None) -> Variant:
         """A student, trained on the teacher's logits and the labels, or on the labels alone."""
+        train, transfer = self._seeded(self.options.distill.train), self.options.transfer
+        if teacher is not None and (plan := self._plan(start, teacher)) is not None:
+            train, transfer = replace(train, epochs=plan.epochs), replace(transfer, augment=plan.augment)
+        elif (plan := self.training_plan) is not None:  # the control gets no more time than the student
+            most = plan.predicted_s / (len(self.data.train) * plan.speeds.train_s)
+            train = replace(train, epochs=min(train.epochs, most))
+        lesson = self._lesson(start, teacher, transfer)
         self.observer.stage(f"distilling {name}" if teacher else f"training {name}, without the teacher")
-        train = replace(
-            self.options.distill.train, seed=self.options.seed, threads=self.options.profile.resolved_threads
-        )
         options = replace(self.options.distill, train=train)
-        key = [start.digest, teacher.digest if teacher else None, self.data.train.digest, options]
         return self._step(
-            name, key,
-            lambda out: distill(start, out, options, name=name, data=self.data.train, teacher=teacher,
-                                work=self.shop.work, progress=self.observer.advance),
+            name, [start.digest, *lesson.identity, options],
+            lambda out: distill(start, out, options, name=name, lesson=lesson, work=self.shop.work,
+                                progress=self.observer.advance),
         )  # fmt: skip
+
+    def ngrams(self, name: str) -> Variant:
+        """TF-IDF with logistic regression."""
+        self.observer.stage(f"fitting {name}")
+        data, valid = self.data.train, self.data.valid
+        return self._step(
+            name, [self.baseline.digest, data.digest, valid.digest, NgramOptions()],
+            lambda out: fit_ngrams(self.baseline, out, name=name, data=data, valid=valid),
+        )  # fmt: skip
+
+    def static(self, name: str, teacher: Variant) -> Variant:
+        """A student without layers, trained on the teacher's logits and the labels."""
+        lesson, distillation = self._lesson(self.baseline, teacher, self.options.transfer), self.options.distill
+        self.observer.stage(f"distilling {name}")
+        options = replace(StaticOptions(), train=self._seeded(StaticOptions().train))
+        return self._step(
+            name, [self.baseline.digest, *lesson.identity, options, distillation],
+            lambda out: train_static(
+                self.baseline, out, options, name=name, lesson=lesson, distillation=distillation, work=self.shop.work,
+                progress=self.observer.advance,
+            ),
+        )  # fmt: skip
+
+    def _seeded(self, train: TrainOptions) -> TrainOptions:
+        return replace(train, seed=self.options.seed, threads=self.options.profile.resolved_threads)
+
+    def _plan(self, start: Variant, teacher: Variant) -> TrainingPlan | None:
+        """How the minutes are spent, if there is a number of them; what was planned once stays, and so do results."""
+        if self.options.minutes is None:
+            return None
+        self.observer.stage("planning the minutes")
+        options = replace(self.options.distill, train=self._seeded(self.options.distill.train))
+        more = self.data.unlabelled
+        lesson = Lesson(data=self.data.train, transfer=more, teacher=teacher)
+        key = make_key(start.digest, *lesson.identity, options, self.options.minutes)
+
+        def plan() -> TrainingPlan:
+            speeds = measured_speeds(start, lesson, options)
+            return plan_training(self.options.minutes or 0, speeds, labelled=len(self.data.train), unlabelled=len(more))
+
+        self.training_plan = self.shop.cached("plan", key, TrainingPlan, plan)
+        self.observer.stage(str(self.training_plan))
+        return self.training_plan
+
+    def _lesson(self, start: Variant, teacher: Variant | None, wanted: TransferOptions) -> Lesson:
+        if teacher is None:
+            return Lesson(data=self.data.train, teacher=None, watched=self.data.valid)
+        return Lesson(
+            data=self.data.train, transfer=self._transfer_set(wanted).texts, teacher=teacher, guide=self.baseline,
+            layers=stand_for(self.baseline, start), watched=self.data.valid,
+        )  # fmt: skip
+
+    def _transfer_set(self, wanted: TransferOptions) -> TransferSet:
+        """Texts without labels for the teacher to answer."""
+        options = replace(wanted, seed=self.options.seed)
+        if not (options.augment or self.data.unlabelled):
+            return TransferSet()
+        self.observer.stage("widening the training texts")
+        train, guarded = self.data.train.texts, (*self.data.valid.texts, *self.data.test.texts)
+        key = make_key(self.baseline.digest, train, guarded, self.data.unlabelled, options)
+        found: TransferSet = self.shop.cached(
+            "transfer", key, TransferSet,
+            lambda: widened(self.baseline, train, self.data.unlabelled, guarded, options),
+        )  # fmt: skip
+        self.transfer_counts = found.counts
+        return found
 
     def _searched(self, source: Variant, name: str) -> QuantizeOptions:
         """The way to quantize that the validation data speak for."""

@@ -13,11 +13,13 @@ import pytest
 
 from hasten.budget import Budget
 from hasten.cli import main
-from hasten.distillation import DistillOptions
 from hasten.errors import DataError, HastenError
+from hasten.guidance import GuideOptions
 from hasten.pipeline import Inputs, OptimizeOptions, optimize, report_again
 from hasten.profiling import ProfileOptions
+from hasten.teaching import DistillOptions
 from hasten.torch_training import TrainOptions
+from hasten.transfer import TransferOptions
 from hasten.variant import open_variant
 
 FAST = OptimizeOptions(
@@ -25,7 +27,8 @@ FAST = OptimizeOptions(
     shapes="1x32,2x32",
     openvino=False,
     profile=ProfileOptions(samples=60, breakdown_samples=3),
-    distill=DistillOptions(train=TrainOptions(epochs=3, learning_rate=2e-3)),
+    distill=DistillOptions(guide=GuideOptions(epochs=1), train=TrainOptions(epochs=3, learning_rate=2e-3)),
+    transfer=TransferOptions(augment=0.5),
 )
 
 
@@ -50,8 +53,11 @@ def test_a_budget_that_nothing_meets_goes_the_whole_road_and_chooses_nothing(who
         "onnx-fp32",
         "onnx-int8",
         "onnx-int8-dynamic",
+        "tfidf",
+        "static",
         *(f"student-{shape}-{kind}" for shape in _shape(report) for kind in ("fp32", "int8", "undistilled-int8")),
     }
+    assert any("texts without labels for the teacher to answer" in note for note in report["notes"])
     assert report["chosen"] is None
     assert report["verdict"] == "missed"
     assert not os.path.lexists(whole_run / "chosen")
@@ -170,6 +176,6 @@ def test_a_second_run_in_the_same_folder_is_refused(inputs: Inputs, tmp_path: Pa
 def test_a_small_checkpoint_can_start_the_student(inputs: Inputs, whole_run: Path, out: Path) -> None:
     shape = _shape(json.loads((whole_run / "report.json").read_text()))[0]
     start = whole_run / "variants" / f"student-{shape}-start"
-    report = optimize(replace(inputs, student=str(start)), out, FAST)
+    report = optimize(replace(inputs, student=str(start)), out, replace(FAST, shapes=None))
     assert f"student-{shape}-int8" in {row.name for row in report.variants}
     assert report.shapes == ()

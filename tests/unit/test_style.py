@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from hasten.budget import Budget
-from hasten.distillation import DistillOptions
 from hasten.pipeline import Inputs, OptimizeOptions
 from hasten.profiling import ProfileOptions
 from hasten.quantization import QuantizeOptions
 from hasten.serve_options import ServeOptions
+from hasten.teaching import DistillOptions
 from hasten.torch_training import TrainOptions
+from hasten.transfer import TransferOptions
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src" / "hasten").rglob("*.py"))
@@ -37,6 +38,8 @@ HEAVY = {
     "ray",
     "openvino",
     "nncf",
+    "sklearn",
+    "rapidfuzz",
 }
 NOT_AT_START = {"torch", "transformers", "onnx", "onnxruntime", "scipy", "datasets", "plotly", "tokenizers", "openvino"}
 ROOMS = {"onnx_fusion"}  # all of it is about a heavy library; only functions import it
@@ -44,10 +47,11 @@ PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "she
 MACHINE_PATH = re.compile(r"(?<![\w./<~$}-])/(?:home|root|Users|work|mnt)/\w")
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".json", ".jinja", ".sh", ".cfg", ""}
 OPTIONS: dict[str, tuple[type, ...]] = {
-    "optimize": (Budget, Inputs, OptimizeOptions, ProfileOptions, TrainOptions),
+    "optimize": (Budget, Inputs, OptimizeOptions, ProfileOptions, DistillOptions, TransferOptions, TrainOptions),
     "profile": (ProfileOptions, Inputs),
     "quantize": (QuantizeOptions, Inputs),
-    "distill": (DistillOptions, TrainOptions, ProfileOptions, Inputs),
+    "distill": (DistillOptions, TransferOptions, TrainOptions, ProfileOptions, Inputs),
+    "students": (Budget, ProfileOptions, Inputs),
     "serve": (ServeOptions,),
     "demo": (Budget, ProfileOptions),
 }

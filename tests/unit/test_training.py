@@ -17,10 +17,11 @@ from scipy import special
 
 from conftest import LABELS, labelled_rows
 from hasten.checkpoint import import_checkpoint
-from hasten.distillation import DistillOptions, distill, distillation_loss, teacher_logits
+from hasten.distillation import distill
 from hasten.errors import ArtifactError, DataError, HastenError, UsageError
 from hasten.runtime import open_runtime, predict_logits, softmax
-from hasten.tokenization import TextEncoder, pad_token_id
+from hasten.teaching import DistillOptions, Lesson, distillation_loss, teacher_logits
+from hasten.tokenization import TextEncoder
 from hasten.torch_runtime import load_torch_model
 from hasten.torch_training import TrainingSet, TrainOptions, batches, fit, learning_rate
 from hasten.variant import Variant, open_variant
@@ -162,8 +163,11 @@ def run(
     def cross_entropy(logits: Any, rows: Sequence[int]) -> Any:
         return torch.nn.functional.cross_entropy(logits, torch.tensor(TARGETS)[list(rows)])
 
-    data = TrainingSet(encodings=TextEncoder(variant)(DATA.texts), pad_id=pad_token_id(variant))
-    fit(model, data, loss or cross_entropy, options, checkpoint=checkpoint, key=key, progress=progress)
+    def of_step(inputs: dict[str, Any], rows: Sequence[int]) -> Any:
+        return (loss or cross_entropy)(model(**inputs).logits, rows)
+
+    data = TrainingSet.of(variant, model, DATA.texts)
+    fit(model, data, of_step, options, checkpoint=checkpoint, key=key, progress=progress)
     return model, done
 
 
@@ -210,9 +214,15 @@ def test_a_damaged_checkpoint_is_refused_by_name(bert: Variant, tmp_path: Path, 
         run(bert, path, options)
 
 
-def test_no_checkpoint_before_its_time(bert: Variant, tmp_path: Path) -> None:
-    run(bert, tmp_path / "state.safetensors", TrainOptions(epochs=1, batch=8, checkpoint_s=3600))
+def test_the_only_checkpoint_before_its_time_is_that_of_the_end(bert: Variant, tmp_path: Path) -> None:
+    options, path = TrainOptions(epochs=1, batch=8, checkpoint_s=3600), tmp_path / "state.safetensors"
+    with pytest.raises(KilledError):
+        run(bert, path, options, kill_at=2)
     assert list(tmp_path.iterdir()) == []
+    whole, _ = run(bert, path, options)
+    again, done = run(bert, path, options)
+    assert done == []
+    assert same(whole, again)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -256,8 +266,10 @@ def test_distillation_goes_towards_the_teacher_and_is_the_same_again(bert: Varia
     start = init_student(bert, shape, tmp_path / "start", name="start")
     options = DistillOptions(soft_weight=1.0, train=TrainOptions(epochs=12, batch=8, learning_rate=3e-3))
 
+    lesson = Lesson(data=DATA, teacher=bert)
+
     def made(name: str) -> Variant:
-        return distill(start, tmp_path / name, options, name=name, data=DATA, teacher=bert, work=tmp_path / "work")
+        return distill(start, tmp_path / name, options, name=name, lesson=lesson, work=tmp_path / "work")
 
     one, two = made("one"), made("two")
     assert one.digest == two.digest == open_variant(one.path).digest
@@ -265,13 +277,16 @@ def test_distillation_goes_towards_the_teacher_and_is_the_same_again(bert: Varia
     assert one.manifest.step.options["teacher"] == bert.digest
     teacher, before, after = (softmax(predict_logits(open_runtime(v), DATA.texts)) for v in (bert, start, one))
     assert np.abs(after - teacher).mean() < 0.5 * np.abs(before - teacher).mean()
-    alone = distill(start, tmp_path / "alone", options, name="alone", data=DATA, teacher=None, work=tmp_path / "work")
+    lesson = Lesson(data=DATA, teacher=None)
+    alone = distill(start, tmp_path / "alone", options, name="alone", lesson=lesson, work=tmp_path / "work")
     assert alone.manifest.step.name == "train"
     assert alone.manifest.step.options["soft_weight"] == 0
 
 
 def test_distillation_refuses_what_does_not_fit(bert: Variant, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"name": "out", "data": DATA, "teacher": bert, "work": tmp_path / "work"}
+    arguments: dict[str, Any] = {
+        "name": "out", "lesson": Lesson(data=DATA, teacher=bert), "work": tmp_path / "work",
+    }  # fmt: skip
     onnx = replace(bert, manifest=replace(bert.manifest, format="onnx"))
     with pytest.raises(ArtifactError, match="only a torch variant can be trained"):
         distill(onnx, tmp_path / "out", **arguments)
@@ -279,7 +294,7 @@ def test_distillation_refuses_what_does_not_fit(bert: Variant, tmp_path: Path) -
     with pytest.raises(ArtifactError, match="different labels"):
         distill(renamed, tmp_path / "out", **arguments)
     with pytest.raises(DataError, match="no texts"):
-        distill(bert, tmp_path / "out", **(arguments | {"data": DATA.take([])}))
+        distill(bert, tmp_path / "out", **(arguments | {"lesson": Lesson(data=DATA.take([]), teacher=bert)}))
     assert not (tmp_path / "out").exists()
 
 

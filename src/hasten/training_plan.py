@@ -1,0 +1,170 @@
+"""How to spend a number of minutes on a student: speeds are measured here, then passes and texts are planned to fit.
+
+The teacher has to answer each text once, the student goes through all of them several times. What minutes are left
+beyond `WANTED_EPOCHS` passes over the texts that are there go into more texts, and only where those would be too many
+into more passes: a wider transfer set helps more than going over a narrow one again (Jiao et al. 2020, "TinyBERT",
+table 2).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from hasten.errors import UsageError
+from hasten.runtime import open_runtime
+from hasten.teaching import DistillOptions, Lesson
+from hasten.torch_runtime import load_torch_model
+from hasten.torch_training import TrainingSet, batches
+from hasten.variant import Variant
+from hasten.workload import random_rows
+
+WANTED_EPOCHS = 3.0
+LEAST_EPOCHS = 0.2
+MOST_EPOCHS = 40.0
+MOST_NEW_TEXTS = 20.0  # for each training text
+RESERVE = 0.05  # for loading, checkpoints and looking at the accuracy
+SAMPLE_TEXTS = 256
+WARM_UP, TIMED_S = 2, 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speeds:
+    """What a text costs on this machine.
+
+    Attributes:
+        answer_s: Seconds for the teacher to answer it.
+        train_s: Seconds for a training step of the student, over the texts of the step.
+    """
+
+    answer_s: float
+    train_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlan:
+    """What will be done.
+
+    Attributes:
+        minutes: What there is to spend.
+        epochs: Passes over all texts.
+        texts: Texts that there are: labelled ones and the user's unlabelled ones.
+        augment: New texts to make for each labelled one.
+        speeds: What the plan rests on.
+        predicted_s: Seconds that it will take.
+    """
+
+    minutes: float
+    epochs: float
+    texts: int
+    augment: float
+    speeds: Speeds
+    predicted_s: float
+
+    def __str__(self) -> str:
+        """The plan in a sentence."""
+        new = f" and new ones, {self.augment:.2g} for each labelled one," if self.augment else ""
+        return (
+            f"plan for {self.minutes:g} minutes: the teacher answers {self.texts:,} texts{new} "
+            f"at {1 / self.speeds.answer_s:,.0f} a second, then {self.epochs:.2g} passes "
+            f"at {1 / self.speeds.train_s:,.0f} a second; {self.predicted_s / 60:.1f} minutes in all"
+        )
+
+
+def check_minutes(minutes: float | None) -> None:
+    """Refuses minutes that are no time to plan for.
+
+    Args:
+        minutes: What there is to spend; None plans nothing.
+
+    Raises:
+        UsageError: They are not above 0, or not finite.
+    """
+    if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
+        raise UsageError(f"--minutes must be above 0, not {minutes:g}")
+
+
+def plan_training(minutes: float, speeds: Speeds, *, labelled: int, unlabelled: int = 0) -> TrainingPlan:
+    """Plans passes and texts for a number of minutes.
+
+    Args:
+        minutes: What there is to spend, above 0.
+        speeds: What a text costs.
+        labelled: Texts with labels, at least 1.
+        unlabelled: The user's texts without.
+
+    Returns:
+        The plan; it takes at most `minutes`.
+
+    Raises:
+        UsageError: The minutes are none, or too few for the teacher to answer the texts and a part of a pass.
+    """
+    check_minutes(minutes)
+    seconds, texts = 60 * minutes * (1 - RESERVE), labelled + unlabelled
+    each_s = speeds.answer_s + WANTED_EPOCHS * speeds.train_s
+    most = round(MOST_NEW_TEXTS * labelled)
+    new = min(most, max(0, math.floor((seconds - texts * each_s) / each_s)))
+    left_s = seconds - (texts + new) * speeds.answer_s
+    epochs = min(MOST_EPOCHS, left_s / ((texts + new) * speeds.train_s))
+    if epochs < LEAST_EPOCHS:
+        needed = texts * (speeds.answer_s + LEAST_EPOCHS * speeds.train_s) / (1 - RESERVE) / 60
+        raise UsageError(
+            f"--minutes {minutes:g} are too few: {texts:,} texts to answer and a part of a pass take about "
+            f"{needed:.1f} minutes on this machine; give more, or fewer texts"
+        )
+    predicted = (texts + new) * (speeds.answer_s + epochs * speeds.train_s)
+    return TrainingPlan(
+        minutes=minutes, epochs=epochs, texts=texts, augment=new / labelled, speeds=speeds, predicted_s=predicted
+    )
+
+
+def measured_speeds(start: Variant, lesson: Lesson, options: DistillOptions) -> Speeds:
+    """Times the teacher's answers and the student's steps on some of the texts.
+
+    Args:
+        start: The student, untrained.
+        lesson: The texts and the teacher.
+        options: How it will be trained.
+
+    Returns:
+        Seconds a text.
+
+    Raises:
+        UsageError: There is no teacher to plan for.
+    """
+    import torch
+
+    if lesson.teacher is None:
+        raise UsageError("a plan of minutes is for a student with a teacher")
+    texts = [lesson.texts[row] for row in random_rows(len(lesson.texts), SAMPLE_TEXTS, seed=options.train.seed)]
+    teacher = open_runtime(lesson.teacher, threads=options.train.threads)
+    size = options.train.batch if lesson.teacher.manifest.batch_invariant else 1
+    parts = sorted(teacher.encode(texts), key=len)
+    groups = [parts[at : at + size] for at in range(0, len(parts), size)]
+    answer_s = _a_text([(len(group), lambda group=group: teacher.infer(group)) for group in groups])
+    torch.set_num_threads(options.train.threads)
+    model = load_torch_model(start)
+    data = TrainingSet.of(start, model, texts)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
+
+    def step(rows: list[int]) -> None:
+        optimizer.zero_grad()
+        model(**data.inputs(rows)).logits.square().mean().backward()
+        optimizer.step()
+
+    steps = batches([len(e) for e in data.encodings], replace(options.train, epochs=1))
+    return Speeds(answer_s=answer_s, train_s=_a_text([(len(rows), lambda rows=rows: step(rows)) for rows in steps]))
+
+
+def _a_text(work: list[tuple[int, Callable[[], object]]]) -> float:
+    """Seconds a text of some pieces of work, gone through in turn for a while, each with its number of texts."""
+    for _, run in work[:WARM_UP]:
+        run()
+    began, texts = time.perf_counter(), 0
+    while time.perf_counter() - began < TIMED_S:
+        for number, run in work:
+            run()
+            texts += number
+    return (time.perf_counter() - began) / texts

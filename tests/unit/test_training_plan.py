@@ -1,0 +1,93 @@
+"""A number of minutes becomes passes and texts: it always fits, spends what there is, and says what it will do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from conftest import LABELS, labelled_rows
+from hasten import training_plan
+from hasten.checkpoint import import_checkpoint
+from hasten.errors import UsageError
+from hasten.teaching import DistillOptions, Lesson
+from hasten.torch_training import TrainOptions
+from hasten.training_plan import (
+    LEAST_EPOCHS,
+    MOST_EPOCHS,
+    MOST_NEW_TEXTS,
+    WANTED_EPOCHS,
+    Speeds,
+    measured_speeds,
+    plan_training,
+)
+from hasten.workload import Workload
+
+COSTS = st.floats(1e-4, 1.0)
+
+
+@given(st.floats(0.1, 1000), COSTS, COSTS, st.integers(1, 100_000), st.integers(0, 100_000))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_a_plan_fits_and_spends_what_there_is(
+    minutes: float, answer_s: float, train_s: float, labelled: int, unlabelled: int
+) -> None:
+    speeds = Speeds(answer_s=answer_s, train_s=train_s)
+    if (labelled + unlabelled) * (answer_s + LEAST_EPOCHS * train_s) > 60 * minutes * 0.95:
+        with pytest.raises(UsageError, match="too few"):
+            plan_training(minutes, speeds, labelled=labelled, unlabelled=unlabelled)
+        return
+    plan = plan_training(minutes, speeds, labelled=labelled, unlabelled=unlabelled)
+    assert plan.predicted_s <= 60 * minutes
+    assert 0 <= plan.augment <= MOST_NEW_TEXTS
+    assert plan.epochs <= MOST_EPOCHS
+    if plan.augment > 0:
+        assert plan.epochs >= WANTED_EPOCHS - 1e-6
+    full = plan.epochs == MOST_EPOCHS
+    assert full or plan.predicted_s == pytest.approx(60 * minutes * 0.95, rel=1e-6)
+
+
+@given(st.floats(1, 100), COSTS, COSTS, st.integers(10, 1000))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_more_minutes_never_plan_less(minutes: float, answer_s: float, train_s: float, labelled: int) -> None:
+    speeds = Speeds(answer_s=answer_s, train_s=train_s)
+    assume(labelled * (answer_s + 0.3 * train_s) < 50 * minutes)
+    less, more = (plan_training(m, speeds, labelled=labelled) for m in (minutes, 2 * minutes))
+    assert more.augment >= less.augment
+    assert more.epochs * (1 + more.augment) >= less.epochs * (1 + less.augment) * (1 - 1e-9)
+
+
+def test_the_plan_in_a_sentence() -> None:
+    plan = plan_training(60, Speeds(answer_s=0.01, train_s=0.01), labelled=10_000)
+    assert str(plan) == (
+        "plan for 60 minutes: the teacher answers 10,000 texts and new ones, 7.5 for each labelled one, at 100 a "
+        "second, then 3 passes at 100 a second; 57.0 minutes in all"
+    )
+
+
+@pytest.mark.parametrize("minutes", [0, -1, math.nan, math.inf])
+def test_minutes_without_meaning_are_refused(minutes: float) -> None:
+    with pytest.raises(UsageError, match="--minutes must be above 0"):
+        plan_training(minutes, Speeds(answer_s=1, train_s=1), labelled=10)
+
+
+def test_too_few_minutes_say_how_many_it_takes() -> None:
+    with pytest.raises(UsageError, match=r"take about 21\.1 minutes on this machine"):
+        plan_training(1, Speeds(answer_s=0.1, train_s=0.1), labelled=10_000)
+
+
+def test_speeds_are_those_of_this_machine(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_plan, "TIMED_S", 0.2)
+    teacher = import_checkpoint(str(checkpoint("bert")), tmp_path / "torch-fp32")
+    rows = labelled_rows(20, seed=1)
+    labels = tuple(LABELS.index(label) for _, label in rows)
+    data = Workload(name="train", source="memory", texts=tuple(text for text, _ in rows), labels=labels)
+    found = measured_speeds(teacher, Lesson(data=data, teacher=teacher), DistillOptions(train=TrainOptions(batch=4)))
+    assert 0 < found.answer_s < found.train_s < 1
+    with pytest.raises(UsageError):
+        measured_speeds(teacher, Lesson(data=data, teacher=None), DistillOptions())
