@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,8 @@ def _fitted(
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "optimize") from error
-    vectorizer = TfidfVectorizer(
-        analyzer=lambda ids: _terms(ids, options.longest, special), sublinear_tf=True, max_features=options.features
-    )
+    analyzer: Any = partial(_terms, longest=options.longest, special=special)
+    vectorizer = TfidfVectorizer(analyzer=analyzer, sublinear_tf=True, max_features=options.features)
     train, held = ([e.ids for e in encode(part.texts)] for part in (data, valid))
     try:
         inputs = vectorizer.fit_transform(train)

@@ -67,11 +67,10 @@ def shapes_as_terminal(shapes: Sequence[ShapeRow], budget: Budget, *, width: int
     table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
     for title in words.SHAPE_HEADER:
         table.add_column(Text(title), justify="left" if title in LEFT_ALIGNED else "right", no_wrap=True)
-    for row, below in zip(shapes, (*shapes[1:], None), strict=True):
-        cells = words.shape_cells(row)
-        table.add_row(
-            *cells, style="bold" if row.chosen else "", end_section=below is not None and row.fits > below.fits
-        )
+    for row, above in zip(shapes, (None, *shapes[:-1]), strict=True):
+        if not row.fits and (above is None or above.fits):
+            table.add_row(*words.budget_cells(budget), style="dim")
+        table.add_row(*words.shape_cells(row), style="bold" if row.chosen else "")
     with console.capture() as capture:
         console.print(words.latency_promise(budget), style="dim")
         console.print(Padding(table, (1, 0)))

@@ -253,6 +253,12 @@ def shape_cells(shape: ShapeRow) -> tuple[str, ...]:
     return (shape.name, count(shape.parameters), ms(shape.p50_ms), ms(shape.p99_ms), times(shape.speedup), fit)
 
 
+def budget_cells(budget: Budget) -> tuple[str, ...]:
+    """The budget's limits among the shapes' figures."""
+    p99 = "" if budget.p99_ms is None else f"≤ {budget.p99_ms:g}"
+    return ("budget", "", "", p99, "" if budget.speedup is None else f"≥ {budget.speedup:g}×", "")
+
+
 def shape_reason(shapes: Sequence[ShapeRow]) -> str:
     """Why a shape was chosen, in one sentence."""
     chosen = next(shape for shape in shapes if shape.chosen)

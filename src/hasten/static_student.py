@@ -165,7 +165,7 @@ def _write(weights: dict[str, Any], path: Path) -> None:
         "tokens": np.asarray([1], dtype=np.int64), "width": np.asarray([2], dtype=np.int64),
         "one": np.float32(1), "lowest": np.float32(LOWEST),
     }  # fmt: skip
-    nodes = [
+    nodes: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Gather", ["table.weight", "input_ids"], "vectors", {}),
         ("Cast", ["attention_mask"], "mask", {"to": TensorProto.FLOAT}),
         ("Unsqueeze", ["mask", "width"], "kept", {}),

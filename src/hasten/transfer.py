@@ -183,8 +183,8 @@ def _replaced(
 def _recombined(
     words: Sequence[Words], turn: int, _neighbours: Neighbours, options: TransferOptions, generator: np.random.Generator
 ) -> Words:
-    start, end = _source(words, turn, options.seed), words[generator.integers(len(words))]
-    return start[: generator.integers(len(start) + 1)] + end[generator.integers(len(end) + 1) :]
+    start, end = _source(words, turn, options.seed), words[int(generator.integers(len(words)))]
+    return start[: int(generator.integers(len(start) + 1))] + end[int(generator.integers(len(end) + 1)) :]
 
 
 def _truncated(
@@ -240,7 +240,7 @@ def nearest_neighbours(
         near = rows[[places[word] for word in block]] @ rows.T
         order = np.argsort(-near, axis=1, kind="stable")[:, : size + 1]
         for word, places_of in zip(block, order, strict=True):
-            found[word] = [names[place] for place in places_of if names[place] != word][:size]
+            found[word] = [names[int(place)] for place in places_of if names[int(place)] != word][:size]
     return found
 
 

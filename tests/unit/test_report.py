@@ -19,6 +19,7 @@ from hasten.measurement import GROUPS, Host, Latency, Measurement, Quality, Scen
 from hasten.report import Report, RunInfo, ShapeRow, compare, load_report
 from hasten.report_charts import Box, Frame, Mark, label_places
 from hasten.report_render import Form, render, save_report
+from hasten.report_views import shapes_as_terminal
 from hasten.variant import Parameters
 
 FORMS: tuple[Form, ...] = ("json", "terminal", "markdown", "html")
@@ -343,3 +344,22 @@ def test_milliseconds_at_three_digits(value: float, shown: str) -> None:
 @pytest.mark.parametrize(("number", "shown"), [(999, "999"), (9999, "9,999"), (12_345, "12 k"), (22_713_000, "22.7 M")])
 def test_counts(number: int, shown: str) -> None:
     assert words.count(number) == shown
+
+
+def test_the_budgets_line_stands_between_the_shapes_that_fit_and_those_that_do_not() -> None:
+    def shape(name: str, p50_ms: float, *, fits: bool, chosen: bool = False) -> ShapeRow:
+        return ShapeRow(
+            name=name, layers=1, hidden=64, parameters=1_000_000, p50_ms=p50_ms, p99_ms=2 * p50_ms,
+            speedup=20 / p50_ms, fits=fits, chosen=chosen,
+        )  # fmt: skip
+
+    fitting, slow = shape("3x384", 2.2, fits=True, chosen=True), shape("6x384", 4.4, fits=False)
+    shown = shapes_as_terminal([fitting, slow], Budget(p99_ms=5, speedup=8))
+    firsts = [line.split()[0] for line in shown.splitlines() if line.split()]
+    assert firsts == ["Budget:", "layers", "─" * len(firsts[2]), "3x384", "budget", "6x384", "3x384"]
+    assert "≤ 5" in shown
+    assert "≥ 8×" in shown
+    assert "the next larger one is too slow" in shown
+    none = shapes_as_terminal([shape("6x384", 4.4, fits=False, chosen=True)], Budget(p99_ms=5))
+    assert "No shape fits; 6x384 is the fastest that was measured, and would still miss the budget." in none
+    assert "budget" not in shapes_as_terminal([fitting], Budget(p99_ms=5)).splitlines()[-2]

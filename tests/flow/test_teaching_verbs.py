@@ -1,0 +1,86 @@
+"""`hasten students` and `hasten distill` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hasten import student_search
+from hasten.cli import main
+from hasten.variant import open_variant
+
+Hasten = Callable[..., "tuple[int, str, str]"]
+
+
+@pytest.fixture
+def hasten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Hasten:
+    """Runs the command line as its entry point does, in this process: exit status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(student_search, "SHAPE_SAMPLES", 30)
+    monkeypatch.setattr(student_search, "GLANCE_SAMPLES", 10)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hasten", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        output = capfd.readouterr()
+        return int(ended.value.code or 0), output.out, output.err
+
+    return run
+
+
+def test_students_shows_the_table_with_the_budgets_line_and_the_reason(
+    hasten: Hasten, trained: Path, data: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = ["students", trained, "--data", data["train"], "--shapes", "1x16,2x32,2x32f16", "--threads", 1]
+    status, shown, _ = hasten(*arguments, "--p99-ms", 60_000)
+    assert status == 0
+    rows = [line.split()[0] for line in shown.splitlines() if line.endswith(("fits", "fits, chosen", "too slow"))]
+    assert rows == ["1x16", "2x32f16", "2x32"]
+    assert "fits, chosen" in shown
+    assert "2x32 is the largest that keeps the latency budget with headroom: no larger one was measured." in shown
+    status, shown, _ = hasten(*arguments, "--speedup", 1e6, "--json")
+    found = json.loads(shown)
+    assert [(row["name"], row["fits"], row["chosen"]) for row in found] == [("1x16", False, True)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_students_needs_a_budget(hasten: Hasten, trained: Path, data: dict[str, str]) -> None:
+    status, _, said = hasten("students", trained, "--data", data["train"])
+    assert status == 2
+    assert "a budget needs a latency" in said
+
+
+def test_distill_takes_further_texts_and_keeps_away_from_what_is_held_out(
+    hasten: Hasten, trained: Path, data: dict[str, str], tmp_path: Path
+) -> None:
+    held = Path(data["test"]).read_text(encoding="utf-8").splitlines()[1].rsplit(",", 1)[0]
+    (tmp_path / "more.csv").write_text(f"text\n{held}\na great day at the lovely room\n", encoding="utf-8")
+    status, shown, said = hasten(
+        "distill", trained, "--train", data["train"], "--shape", "1x16", "--epochs", 1, "--guide-epochs", 0.5,
+        "--unlabelled", "more.csv", "--augment", 0.5, "--held-out", data["test"], "--out", "student",
+        "--objective", "mse",
+    )  # fmt: skip
+    assert status == 0, said
+    made = open_variant(shown.strip())
+    rows = len(Path(data["train"]).read_text(encoding="utf-8").splitlines()) - 1
+    assert made.manifest.step.facts["transfer_texts"] == 1 + round(0.5 * rows)
+    assert made.manifest.step.options["objective"] == "mse"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["more.csv", "student"]
+
+
+def test_minutes_that_are_none_are_refused_before_anything_is_done(
+    hasten: Hasten, trained: Path, data: dict[str, str], tmp_path: Path
+) -> None:
+    status, _, said = hasten(
+        "optimize", trained, "--train", data["train"], "--test", data["test"], "--speedup", 2, "--minutes", 0,
+        "--out", "out",
+    )  # fmt: skip
+    assert status == 2
+    assert "--minutes must be above 0, not 0" in said
+    assert list(tmp_path.iterdir()) == []
