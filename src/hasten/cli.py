@@ -213,7 +213,7 @@ def demo(
     budget = Budget(speedup=speedup, retain=retain)
     distill_options = replace(DISTILL, train=replace(TRAIN, epochs=STUDENT_EPOCHS))
     options = replace(
-        OPTIMIZE, budget=budget, every_step=True, shapes=SHAPES, openvino=False,
+        OPTIMIZE, budget=budget, every_step=True, shapes=SHAPES, openvino=False, simple=False,
         profile=profile_options, distill=distill_options,
     )  # fmt: skip
     with Bars() as bars:

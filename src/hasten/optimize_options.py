@@ -32,6 +32,7 @@ class OptimizeOptions:
         quantize: How to quantize; the calibration is searched for.
         max_lost_points: Points of accuracy that an INT8 variant may lose against its fp32 parent; if it is shown to
             lose more, products are put back to fp32.
+        simple: Whether models without layers stand for choice too, before any student.
         openvino: Whether OpenVINO's variants stand for choice too; None takes them where the extra is installed.
         distill: How to distil.
         transfer: How to widen the training texts for the teacher to answer.
@@ -51,6 +52,7 @@ class OptimizeOptions:
     export: ExportOptions = field(default_factory=ExportOptions)
     quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
     max_lost_points: float = 0.3
+    simple: bool = True
     openvino: bool | None = None
     distill: DistillOptions = field(default_factory=DistillOptions)
     transfer: TransferOptions = field(default_factory=TransferOptions)

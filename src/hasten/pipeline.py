@@ -76,7 +76,7 @@ class _Road:
             ("baseline", lambda: [self.baseline]),
             ("export", self._export),
             ("quantize", self._quantize),
-            ("simple", self._simple),
+            *([("simple", self._simple)] if self.options.simple else []),
             ("distill", self._students),
         ):
             self._judge(stage, build())
