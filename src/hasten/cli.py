@@ -101,6 +101,9 @@ def optimize(
     openvino: Annotated[
         bool | None, typer.Option(help="OpenVINO's variants too; taken where the extra is installed if not given.")
     ] = OPTIMIZE.openvino,
+    simple: Annotated[
+        bool, typer.Option(help="TF-IDF with logistic regression and static embeddings too, before any student.")
+    ] = OPTIMIZE.simple,
     shapes: Shapes = OPTIMIZE.shapes,
     unlabelled: Unlabelled = None,
     augment: Augment = TRANSFER.augment,
@@ -131,7 +134,7 @@ def optimize(
     )  # fmt: skip
     options = replace(
         OPTIMIZE, budget=budget, every_step=every_step, strict=strict, shapes=shapes, seed=seed, openvino=openvino,
-        minutes=minutes,
+        minutes=minutes, simple=simple,
         profile=replace(PROFILE, samples=samples, threads=threads, seed=seed),
         distill=distill_options, transfer=replace(TRANSFER, augment=augment),
     )  # fmt: skip
@@ -221,7 +224,7 @@ def demo(
         command = ["hasten", "optimize", inputs.model, "--train", inputs.train, "--test", inputs.test]
         command += ["--valid", str(inputs.valid)]
         command += ["--speedup", f"{speedup:g}", "--retain", f"{retain:g}", "--all", "--shapes", SHAPES]
-        command += ["--epochs", str(STUDENT_EPOCHS), "--out", str(out / "run")]
+        command += ["--epochs", str(STUDENT_EPOCHS), "--no-openvino", "--no-simple", "--out", str(out / "run")]
         result = pipeline.optimize(replace(inputs, command=shlex.join(command)), out / "run", options, bars)
     _finish(result, out / "run", json=False, more=CURL)
 

@@ -50,6 +50,7 @@ def distill(
         The trained torch variant. Its step's facts hold the accuracy on the watched texts as it went, by steps done.
 
     Raises:
+        UsageError: Hidden states are asked for and the teacher's layers do not go with the student's.
         ArtifactError: The student is no torch variant, teacher and student have different labels, or the student is to
             look inside a teacher that cuts texts into other tokens.
         DataError: There are no texts.
@@ -105,6 +106,11 @@ def _look_inside(
     """The first stage: hidden states and relations."""
     if lesson.guide is None:
         raise UsageError("to look inside a teacher, its torch variant is needed")
+    if options.guide.hidden_weight and len(lesson.layers) != model.config.num_hidden_layers:
+        raise UsageError(
+            f"hidden states are compared layer by layer: {model.config.num_hidden_layers} layers of the student, "
+            f"{len(lesson.layers)} of the teacher named for them; a student must not be deeper than its teacher"
+        )
     teacher = load_torch_model(lesson.guide)
     theirs = TrainingSet.of(lesson.guide, teacher, lesson.texts)
     if [len(e) for e in theirs.encodings] != [len(e) for e in data.encodings]:

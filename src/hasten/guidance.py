@@ -3,11 +3,12 @@
 Two losses, which may be weighted together, of one forward pass of both models over the same texts.
 
 - *Hidden states*: mean squared difference between the teacher's embeddings and layers and linear projections, learned
-  on the way, of the student's. Source: Jiao et al. 2020, "TinyBERT", equations 8 and 9. We differ in that one
+  on the way, of the student's. Source: Jiao et al. 2020, "TinyBERT", transformer-layer and embedding-layer
+  distillation. We differ in that one
   projection serves all layers, and in that the layers are those that the student was cut from.
 - *Relations*: divergence between how tokens attend to each other by queries alone, by keys alone and by values alone,
   in the last layer. It needs no equal widths, and no equal numbers of heads. Source: Wang et al. 2021, "MiniLMv2:
-  multi-head self-attention relation distillation", equations 3 to 5. We differ in the number of relation heads: the
+  multi-head self-attention relation distillation". We differ in the number of relation heads: the
   largest that divides both widths and leaves each head at least `LEAST_HEAD` wide.
 
 Teacher and student must cut texts into the same number of tokens; their vocabularies may number them differently.
@@ -84,7 +85,6 @@ class Guide:
         import torch
 
         torch.manual_seed(seed)
-
         self._teacher, self._student, self._texts, self._options = teacher.eval(), student, texts, options
         self._layers = [0, *(layer + 1 for layer in layers)]  # hidden states begin with the embeddings
         self._widths = (teacher.config.hidden_size, student.config.hidden_size)

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Protocol
 
 from hasten.budget import Budget
+from hasten.errors import UsageError
 from hasten.onnx_export import ExportOptions
 from hasten.profiling import ProfileOptions
 from hasten.quantization import QuantizeOptions
@@ -63,9 +64,11 @@ class OptimizeOptions:
         """Checks the minutes.
 
         Raises:
-            UsageError: They are out of range.
+            UsageError: They are out of range, or there is guidance too, which no plan counts.
         """
         check_minutes(self.minutes)
+        if self.minutes is not None and self.distill.guide.epochs:
+            raise UsageError("--minutes plans for answers alone; leave out --guide-epochs, or name --epochs instead")
 
     @property
     def with_openvino(self) -> bool:

@@ -229,7 +229,7 @@ class _Road:
 def _planned(plan: TrainingPlan | None) -> Generator[str]:
     """Says how the minutes were spent."""
     if plan is not None:
-        yield f"{str(plan).capitalize()}."
+        yield f"The {plan}."
 
 
 def _widening(counts: dict[str, int]) -> Generator[str]:

@@ -2,8 +2,7 @@
 
 Source: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network", section 2. We differ in that the
 teacher's logits are computed once, cached and hashed, so the teacher runs over each text a single time. The squared
-difference of logits, the other objective, is that of Ba and Caruana 2014, "Do deep nets really need to be deep?",
-equation 3.
+difference of logits, the other objective, is that of Ba and Caruana 2014, "Do deep nets really need to be deep?".
 """
 
 from __future__ import annotations
@@ -100,8 +99,8 @@ class Lesson:
     def identity(self) -> list[Any]:
         """What a key must hold of it."""
         digest = hashlib.sha256(msgspec.json.encode(self.transfer)).hexdigest() if self.transfer else None
-        variants = [variant.digest if variant else None for variant in (self.teacher, self.guide)]
-        return [self.data.digest, digest, *variants, self.layers]
+        used = [part.digest if part else None for part in (self.teacher, self.guide, self.watched)]
+        return [self.data.digest, digest, *used, self.layers]
 
     @property
     def facts(self) -> dict[str, Any]:

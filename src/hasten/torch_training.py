@@ -178,6 +178,7 @@ def fit(
     steps = batches([len(e) for e in data.encodings], options)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
+    looks = _moments_to_look(len(steps), watch.times) if watch else set[int]()
     state, saved = _resume(model, optimizer, checkpoint, key), time.monotonic()
     if state.step:
         log.info("continuing training at step %d", state.step)
@@ -193,7 +194,7 @@ def fit(
         torch.nn.utils.clip_grad_norm_(weights, MAX_GRADIENT_NORM)
         optimizer.step()
         done = step + 1
-        if watch is not None and done in _moments_to_look(len(steps), watch.times):
+        if watch is not None and done in looks:
             state = replace(state, seen=[*state.seen, (done, _look(model, watch))])
         if time.monotonic() - saved > options.checkpoint_s or done == len(steps):
             _save(model, optimizer, checkpoint, key, replace(state, step=done))

@@ -2,8 +2,8 @@
 
 The teacher has to answer each text once, the student goes through all of them several times. What minutes are left
 beyond `WANTED_EPOCHS` passes over the texts that are there go into more texts, and only where those would be too many
-into more passes: a wider transfer set helps more than going over a narrow one again (Jiao et al. 2020, "TinyBERT",
-table 2).
+into more passes. That new texts bring much is known (Jiao et al. 2020, "TinyBERT", on its augmentation); that they
+bring more than further passes is assumed.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def measured_speeds(start: Variant, lesson: Lesson, options: DistillOptions) -> 
     size = options.train.batch if lesson.teacher.manifest.batch_invariant else 1
     parts = sorted(teacher.encode(texts), key=len)
     groups = [parts[at : at + size] for at in range(0, len(parts), size)]
-    answer_s = _a_text([(len(group), lambda group=group: teacher.infer(group)) for group in groups])
+    answer_s = _seconds_a_text([(len(group), lambda group=group: teacher.infer(group)) for group in groups])
     torch.set_num_threads(options.train.threads)
     model = load_torch_model(start)
     data = TrainingSet.of(start, model, texts)
@@ -155,10 +155,12 @@ def measured_speeds(start: Variant, lesson: Lesson, options: DistillOptions) -> 
         optimizer.step()
 
     steps = batches([len(e) for e in data.encodings], replace(options.train, epochs=1))
-    return Speeds(answer_s=answer_s, train_s=_a_text([(len(rows), lambda rows=rows: step(rows)) for rows in steps]))
+    return Speeds(
+        answer_s=answer_s, train_s=_seconds_a_text([(len(rows), lambda rows=rows: step(rows)) for rows in steps])
+    )
 
 
-def _a_text(work: list[tuple[int, Callable[[], object]]]) -> float:
+def _seconds_a_text(work: list[tuple[int, Callable[[], object]]]) -> float:
     """Seconds a text of some pieces of work, gone through in turn for a while, each with its number of texts."""
     for _, run in work[:WARM_UP]:
         run()

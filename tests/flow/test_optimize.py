@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hasten import training_plan
 from hasten.budget import Budget
 from hasten.cli import main
 from hasten.errors import DataError, HastenError
@@ -179,3 +180,18 @@ def test_a_small_checkpoint_can_start_the_student(inputs: Inputs, whole_run: Pat
     report = optimize(replace(inputs, student=str(start)), out, replace(FAST, shapes=None))
     assert f"student-{shape}-int8" in {row.name for row in report.variants}
     assert report.shapes == ()
+
+
+def test_minutes_are_planned_once_and_kept(inputs: Inputs, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_plan, "TIMED_S", 0.2)
+    options = replace(FAST, distill=DistillOptions(train=TrainOptions(learning_rate=2e-3)), minutes=0.05, simple=False)
+    report = optimize(inputs, out, options)
+    (note,) = [note for note in report.notes if "plan for 0.05 minutes" in note]
+    (name,) = [row.name for row in report.variants if row.name.startswith("student") and row.name.endswith("-fp32")]
+    taught = open_variant(out / "variants" / name.replace("-fp32", "-torch")).manifest.step
+    assert 0 < taught.options["train"]["epochs"] != TrainOptions().epochs
+    digests = {row.name: row.digest for row in report.variants}
+    again = optimize(inputs, out, options)
+    assert {row.name: row.digest for row in again.variants} == digests
+    assert note in again.notes
+    assert not {"tfidf", "static"} & set(digests)

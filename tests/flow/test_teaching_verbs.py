@@ -74,13 +74,16 @@ def test_distill_takes_further_texts_and_keeps_away_from_what_is_held_out(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["more.csv", "student"]
 
 
-def test_minutes_that_are_none_are_refused_before_anything_is_done(
-    hasten: Hasten, trained: Path, data: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("minutes", "says"),
+    [(["--minutes", 0], "--minutes must be above 0, not 0"),
+     (["--minutes", 5, "--guide-epochs", 1], "leave out --guide-epochs")],
+)  # fmt: skip
+def test_minutes_that_cannot_be_planned_are_refused_before_anything_is_done(
+    hasten: Hasten, trained: Path, data: dict[str, str], tmp_path: Path, minutes: list[object], says: str
 ) -> None:
-    status, _, said = hasten(
-        "optimize", trained, "--train", data["train"], "--test", data["test"], "--speedup", 2, "--minutes", 0,
-        "--out", "out",
-    )  # fmt: skip
+    arguments = ["optimize", trained, "--train", data["train"], "--test", data["test"], "--speedup", 2, "--out", "out"]
+    status, _, said = hasten(*arguments, *minutes)
     assert status == 2
-    assert "--minutes must be above 0, not 0" in said
+    assert says in said
     assert list(tmp_path.iterdir()) == []

@@ -174,3 +174,15 @@ def test_a_teacher_with_other_tokens_shows_its_answers_alone(teacher: Callable[[
 def test_options_without_meaning_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         GuideOptions(**options)
+
+
+def test_hidden_states_of_a_student_need_a_layer_of_the_teacher_each(
+    teacher: Callable[[str], Variant], tmp_path: Path
+) -> None:
+    source = teacher("bert")
+    start = init_student(source, NARROW, tmp_path / "start", name="start")
+    options = DistillOptions(guide=GuideOptions(epochs=1, hidden_weight=1.0), train=TrainOptions(epochs=1, batch=8))
+    lesson = Lesson(data=DATA, teacher=source, guide=source)
+    with pytest.raises(UsageError, match="1 layers of the student, 0 of the teacher"):
+        distill(start, tmp_path / "out", options, name="out", lesson=lesson, work=tmp_path / "work")
+    assert not (tmp_path / "out").exists()
