@@ -1,10 +1,11 @@
 """Fusion: the traced graph of an encoder, rewritten into few large operators; which ones it must have is enforced.
 
-Per layer there is one product for query, key and value, one attention, one sum with its normalisation after each half
-and one activation with its bias. The patterns of single operators are ONNX Script's and onnxruntime's. Five rewrites
-are our own, since neither has them:
+Per layer there is one attention with its product for query, key and value, one sum with its normalisation after each
+half and one activation with its bias. The patterns of single operators are ONNX Script's and onnxruntime's. Five
+rewrites are our own, since neither has them:
 
-- products of one input with several weights become one product and a split;
+- products of one input with several weights become one product and a split, and both become part of the attention
+  (see `hasten.packing`);
 - a position bias and a mask, added one after the other to the scores, are added to each other first, which leaves
   the one addend that the attention operator takes (MPNet);
 - an attention bias that is nothing but the padding mask becomes the operator's own padding mask, which saves some
@@ -43,19 +44,18 @@ from onnxscript.rewriter.ort_fusions.sdpa import fuse_sdpa
 from onnxscript.rewriter.ort_fusions.sdpa_via_mha import replace_sdpa_by_mha
 
 from hasten.errors import ArtifactError
+from hasten.packing import CONTRIB, PACKED, PADDING_MASK, POSITION_BIAS, UNPACKED, optional_input, pack
 
 # onnxruntime's fusion classes import each other from their own folder, which its package puts on the path.
 from onnxruntime.transformers.onnx_model import OnnxModel  # isort: skip
 from onnxruntime.transformers.fusion_biasgelu import FusionBiasGelu  # isort: skip
 from onnxruntime.transformers.fusion_fastgelu import FusionFastGelu  # isort: skip
 
-CONTRIB = "com.microsoft"
-KEY_PADDING_MASK, ATTENTION_BIAS = 4, 5  # inputs of MultiHeadAttention
 MASKED_BELOW = -1e4
 LONGEST_PROBE_TOKENS = 2048  # a mask that reaches farther is large, and may hide a window that shorter probes miss
 OPERATORS = {
     "query-key-value product": ("/qkv", ".Wqkv/"),
-    "attention": ("MultiHeadAttention",),
+    "attention": (UNPACKED, PACKED),
     "normalised sum": ("/normalised_sum",),
     "activation": ("BiasGelu", "FastGelu", "Gelu"),
 }
@@ -89,6 +89,7 @@ def fuse(traced: onnx.ModelProto, longest_tokens: int) -> onnx.ModelProto:
     if longest_tokens <= LONGEST_PROBE_TOKENS:
         _use_padding_masks(model, longest_tokens)
     optimize(model)
+    pack(model)
     passes.DeduplicateInitializersPass()(model)
     model.graph.opset_imports.setdefault(CONTRIB, 1)
     fused = OnnxModel(ir.serde.serialize_model(model))
@@ -206,8 +207,8 @@ def _initializer(graph: ir.Graph, name: str, content: Any) -> ir.Value:
 
 def _use_padding_masks(model: ir.Model, longest_tokens: int) -> None:
     """Hands the padding mask to each attention whose bias is nothing else."""
-    attentions = [node for node in model.graph if node.op_type == "MultiHeadAttention"]
-    biases = {bias for node in attentions if (bias := _input(node, ATTENTION_BIAS)) is not None}
+    attentions = [node for node in model.graph if node.op_type == UNPACKED]
+    biases = {bias for node in attentions if (bias := optional_input(node, POSITION_BIAS)) is not None}
     plain = {bias for bias in biases if _is_padding_mask(model, bias, longest_tokens)}
     if not plain:
         return
@@ -215,13 +216,9 @@ def _use_padding_masks(model: ir.Model, longest_tokens: int) -> None:
     cast = ir.node("Cast", [mask], {"to": ir.DataType.INT32}, name="/padding_mask")
     model.graph.insert_before(model.graph[0], cast)
     for node in attentions:
-        if _input(node, ATTENTION_BIAS) in plain:
-            node.replace_input_with(KEY_PADDING_MASK, cast.outputs[0])
-            node.replace_input_with(ATTENTION_BIAS, None)
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if len(node.inputs) > index else None
+        if optional_input(node, POSITION_BIAS) in plain:
+            node.replace_input_with(PADDING_MASK, cast.outputs[0])
+            node.replace_input_with(POSITION_BIAS, None)
 
 
 def _is_padding_mask(model: ir.Model, bias: ir.Value, longest_tokens: int) -> bool:

@@ -34,7 +34,7 @@ from hasten.smoothing import channel_peaks, smooth
 from hasten.variant import StepRecord, Variant, building, copy_configuration
 
 FLOAT_TENSOR = 1
-PRODUCT, LOOKUP = "MatMul", "Gather"
+PRODUCT, PACKED, LOOKUP = "MatMul", "Attention", "Gather"
 VERSIONED = ("onnx", "onnxruntime")
 SUMS_IN_32_BITS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
 
@@ -142,7 +142,7 @@ def products(source: Variant) -> list[str]:
 
     graph = onnx.load_model(source.path / source.weights, load_external_data=False).graph
     weights = {initializer.name for initializer in graph.initializer}
-    return [node.name for node in graph.node if node.op_type == PRODUCT and node.input[1] in weights]
+    return [node.name for node in graph.node if node.op_type in (PRODUCT, PACKED) and node.input[1] in weights]
 
 
 def quantize_graph(
@@ -181,21 +181,28 @@ def quantize_graph(
             quantize_dynamic(lookups, graph, op_types_to_quantize=[LOOKUP], extra_options=extra, **common)
         if options.method == "dynamic":
             quantize_dynamic(
-                graph, path, op_types_to_quantize=[PRODUCT], nodes_to_quantize=wanted, extra_options=extra, **common
-            )
+                graph, path, op_types_to_quantize=[PRODUCT, PACKED], nodes_to_quantize=wanted, extra_options=extra,
+                **common,
+            )  # fmt: skip
         else:
             reader = _Reader(source, texts[: options.calibration_texts])
-            if options.smoothing:
-                graph = _smoothed(graph, Path(folder) / "smoothed.onnx", wanted, reader, options.smoothing)
-            _quantize_static(reader, graph, path, options, wanted, extra, ranges)
+            plain = _with_plain_products(graph, Path(folder) / "plain.onnx", wanted, reader, options.smoothing)
+            _quantize_static(reader, plain, path, options, wanted, extra, ranges)
 
 
-def _smoothed(graph: Path, path: Path, wanted: list[str], reader: _Reader, strength: float) -> Path:
+def _with_plain_products(graph: Path, path: Path, wanted: list[str], reader: _Reader, smoothing: float) -> Path:
+    """The graph with its attentions taken apart, and smoothed."""
     import onnx
+    import onnx_ir as ir
 
-    model = onnx.load_model(graph)
-    smooth(model, wanted, channel_peaks(model, wanted, reader.batches), strength)
-    onnx.save_model(model, path)
+    from hasten.packing import unpack
+
+    model = ir.load(graph)
+    unpack(model)
+    plain = ir.to_proto(model)
+    if smoothing:
+        smooth(plain, wanted, channel_peaks(plain, wanted, reader.batches), smoothing)
+    onnx.save_model(plain, path)
     return path
 
 
@@ -203,7 +210,10 @@ def _quantize_static(
     reader: _Reader, graph: Path, path: Path, options: QuantizeOptions, wanted: list[str], extra: dict[str, Any],
     ranges: Path | None,
 ) -> None:  # fmt: skip
+    import onnx_ir as ir
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    from hasten.integer_products import use_integer_products
 
     methods = {
         "minmax": CalibrationMethod.MinMax,
@@ -217,10 +227,12 @@ def _quantize_static(
         calibration_cache_path=ranges,
         extra_options=extra | {
             "OpTypesToExcludeOutputQuantization": [PRODUCT],
-            "DedicatedQDQPair": True,  # else the residual path reads the rounded activations
             "CalibStridedMinMax": 1,  # one text at a time; the histograms cannot take several lengths at once
         },
     )  # fmt: skip
+    model = ir.load(path)
+    use_integer_products(model)
+    ir.save(model, path)
 
 
 class _Reader:

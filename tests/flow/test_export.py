@@ -113,7 +113,8 @@ def test_every_layer_is_fused(bert: tuple[Variant, Variant]) -> None:
     assert facts["not_fused"] == []
     graph = onnx.load(bert[1].path / "model.onnx").graph
     assert len(graph.node) <= 40, "the mask is handed to the attention as it is, without a graph of its own"
-    assert Counter(node.op_type for node in graph.node)["MatMul"] == 2 * 4
+    counts = Counter(node.op_type for node in graph.node)
+    assert (counts["Attention"], counts["MatMul"]) == (2, 2 * 3), "the product of the attention is part of it"
 
 
 def test_onnxruntime_leaves_sums_and_normalisations_apart(bert: tuple[Variant, Variant], tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_a_graph_that_lost_a_fusion_is_refused(bert: tuple[Variant, Variant]) ->
     graph = onnx.load(bert[1].path / "model.onnx")
     config = AutoConfig.from_pretrained(bert[1].path)
     require_fused(graph, config)
-    for operator, what in (("MultiHeadAttention", "attention"), ("BiasGelu", "activation")):
+    for operator, what in (("Attention", "query-key-value product"), ("BiasGelu", "activation")):
         lesser = onnx.ModelProto.FromString(graph.SerializeToString())
         lesser.graph.node.remove(next(node for node in lesser.graph.node if node.op_type == operator))
         with pytest.raises(ArtifactError, match=f"has 1 fused operators for the {what}"):
@@ -198,10 +199,26 @@ def test_products_that_are_kept_stay_in_fp32(bert: tuple[Variant, Variant], tmp_
     kept = quantize(bert[1], tmp_path / "mixed", QuantizeOptions(keep=tuple(every[:3])), texts=TEXTS)
     graph = onnx.load(kept.path / "model.onnx").graph
     weights = {initializer.name: initializer.data_type for initializer in graph.initializer}
-    types = {node.name: weights.get(node.input[1]) for node in graph.node if node.op_type == "MatMul"}
+    types = {node.name: weights.get(node.input[1]) for node in graph.node if len(node.input) > 1}
     assert [types[name] == onnx.TensorProto.FLOAT for name in every] == [True] * 3 + [False] * 5
     with pytest.raises(ArtifactError, match="left to quantize"):
         quantize(bert[1], tmp_path / "none", QuantizeOptions(keep=tuple(every)), texts=TEXTS)
+
+
+def test_integer_products_hold_their_bias_and_leave_the_residual_path_alone(
+    bert: tuple[Variant, Variant], tmp_path: Path
+) -> None:
+    import onnx
+
+    quantized = quantize(bert[1], tmp_path / "static", texts=TEXTS)
+    nodes = onnx.load(quantized.path / "model.onnx").graph.node
+    counts = Counter(node.op_type for node in nodes)
+    assert (counts["QAttention"], counts["MatMulIntegerToFloat"]) == (2, 2 * 3)
+    assert counts["DequantizeLinear"] == 3, "those of the embedding tables"
+    restored = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    layers = [node for node in nodes if "encoder.layer" in node.name]
+    assert not any(restored & set(node.input) for node in layers)
+    assert not any(node.op_type == "Add" for node in layers)
 
 
 def test_the_search_takes_what_moves_logits_least_and_puts_products_back(bert: tuple[Variant, Variant]) -> None:
