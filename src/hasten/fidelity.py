@@ -15,8 +15,6 @@ from hasten.measurement import available_cores
 from hasten.runtime import Logits, Runtime, open_runtime, predict_logits
 from hasten.variant import Format, Variant
 
-INVARIANCE_TEXTS = 256
-
 
 def prove_parity(
     source: Variant, exported: Variant, texts: Sequence[str], *, tolerance: float, batch: int
@@ -95,13 +93,16 @@ def finite_logits(variant: Variant, texts: Sequence[str]) -> Logits:
     return logits
 
 
-def measure_changes(before: Logits, quantized: Variant, texts: Sequence[str]) -> dict[str, Any]:
+def measure_changes(
+    before: Logits, quantized: Variant, texts: Sequence[str], mixed: Sequence[str] | None = None
+) -> dict[str, Any]:
     """What quantization changed, and whether company changes answers.
 
     Args:
         before: The parent's logits of the texts; shape [texts, labels].
         quantized: The result, which need not be sealed yet.
         texts: Real texts.
+        mixed: Real texts to put into each other's company; `texts` if None.
 
     Returns:
         The facts `against_fp32` (label flips, mean and largest difference of a logit) and `batch_invariance`.
@@ -111,7 +112,7 @@ def measure_changes(before: Logits, quantized: Variant, texts: Sequence[str]) ->
     """
     after = finite_logits(quantized, texts)
     difference = np.abs(before - after).max(axis=-1)
-    company = batch_invariance(open_runtime(quantized, threads=_threads()), texts[:INVARIANCE_TEXTS])
+    company = batch_invariance(open_runtime(quantized, threads=_threads()), texts if mixed is None else mixed)
     return {
         "against_fp32": {
             "texts": len(texts),

@@ -1,7 +1,8 @@
 """Batch invariance: whether a text gets the same logits alone and in any company.
 
-Each text is run alone and in random batches, and some among mates that stretch a batch's activations: the longest text,
-a run of tokens that the tokenizer does not know, a long repetition, and the text whose logits are largest.
+Each text is run alone, in a random batch, and among mates that stretch a batch's activations: the longest text, a run
+of tokens that the tokenizer does not know, a long repetition, and the text whose logits are largest. The made-up mates
+are cut to the length of the longest text, except in the first batch, which is as long as they get.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from hasten.tokenization import Encoding
 
 TOLERANCE = 1e-5
 BATCH = 8
+AMONG_MATES = 12
 REPETITIONS = 512
-DISTURBED_TEXTS = 32  # each of their batches is as long as the model's longest input
 UNKNOWN = "\U0001f9ff\u16a0\u2603 " * 64
 
 
@@ -60,8 +61,10 @@ def batch_invariance(runtime: Runtime, texts: Sequence[str], *, seed: int = 0) -
     order = np.random.default_rng(seed).permutation(len(texts)).tolist()
     batches = [(order[at : at + BATCH], list[Encoding]()) for at in range(0, len(order), BATCH)]
     mates = _adversaries(runtime, texts, encodings, alone)
-    disturbed = order[:DISTURBED_TEXTS]
-    batches += [(disturbed[at : at + BATCH - len(mates)], mates) for at in range(0, len(disturbed), BATCH - len(mates))]
+    longest = max(map(len, encodings))
+    cut = [Encoding(ids=mate.ids[:longest], type_ids=mate.type_ids[:longest]) for mate in mates]
+    for at in range(0, len(order), AMONG_MATES):
+        batches.append((order[at : at + AMONG_MATES], cut if at else mates))
     flips, difference = 0, 0.0
     for rows, company in batches:
         found = runtime.infer([*(encodings[row] for row in rows), *company])[: len(rows)]

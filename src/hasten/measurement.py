@@ -23,6 +23,7 @@ from hasten.intervals import Interval
 from hasten.variant import Parameters
 
 SCHEMA = "hasten.measurement/1"
+CALIBRATION_BINS = 15
 GROUPS = ("tokenizer", "embeddings", "attention", "feed-forward", "normalisation", "head", "other")
 VERSIONED = (
     "hasten",
@@ -146,10 +147,12 @@ class Quality:
     Attributes:
         predictions: Label id answered for each row; shape [rows].
         expected: Label id of each row; shape [rows].
+        confidences: Probability of each answer, 0 to 1; shape [rows], or empty where they were not recorded.
     """
 
     predictions: tuple[int, ...]
     expected: tuple[int, ...]
+    confidences: tuple[float, ...] = ()
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -164,6 +167,18 @@ class Quality:
     def accuracy(self) -> Interval:
         """Share of right answers (0 to 1) with Wilson's interval."""
         return intervals.proportion(int(self.right.sum()), self.n)
+
+    def calibration_error(self) -> float | None:
+        """Expected calibration error: how far confidence is from accuracy, 0 to 1; None without confidences.
+
+        Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2, with their 15 bins.
+        """
+        if not self.confidences:
+            return None
+        confidences = np.asarray(self.confidences)
+        bins = np.minimum((confidences * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+        gaps = np.bincount(bins, weights=self.right - confidences)
+        return float(np.abs(gaps).sum() / self.n)
 
     def retention(self, baseline: Quality, *, level: float = intervals.TWO_SIDED) -> Interval:
         """Share of the baseline's accuracy that is retained, with its paired interval.

@@ -71,7 +71,14 @@ def export_openvino(
     return Variant(path=out.resolve(), manifest=sealed)
 
 
-def quantize_openvino(source: Variant, out: Path, *, name: str = "openvino-int8", texts: Sequence[str]) -> Variant:
+def quantize_openvino(
+    source: Variant,
+    out: Path,
+    *,
+    name: str = "openvino-int8",
+    texts: Sequence[str],
+    mixed: Sequence[str] | None = None,
+) -> Variant:
     """Quantizes a fp32 OpenVINO variant.
 
     Args:
@@ -80,6 +87,7 @@ def quantize_openvino(source: Variant, out: Path, *, name: str = "openvino-int8"
         name: The new variant's name.
         texts: Real texts of the training side, at least one that is not empty, to calibrate on and to measure the
             change on.
+        mixed: Real texts to prove batch invariance on; `texts` if None.
 
     Returns:
         The INT8 variant. Its step's facts hold the label flips and logit differences against the source, and whether
@@ -97,7 +105,7 @@ def quantize_openvino(source: Variant, out: Path, *, name: str = "openvino-int8"
         copy_configuration(source, draft)
         _quantize_graph(source, draft / GRAPH, texts[:CALIBRATION_TEXTS])
         manifest = replace(source.manifest, name=name, precision="int8", step=_record("quantize", source, {}))
-        facts = measure_changes(before, Variant(path=draft, manifest=manifest), texts)
+        facts = measure_changes(before, Variant(path=draft, manifest=manifest), texts, mixed)
         invariant: bool = facts["batch_invariance"]["holds"]
         step = _record("quantize", source, facts)
         sealed = finish(draft, replace(manifest, batch_invariant=invariant, step=step))

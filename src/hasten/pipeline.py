@@ -180,7 +180,8 @@ class _Road:
             budget=self.options.budget, baseline=BASELINE, chosen=chosen, command=self.inputs.command,
             model=self.inputs.model, rows=_rows(self.data), removed=self.data.removed,
             notes=self._notes(chosen, measurements), shapes=tuple(self.make.shapes),
-            steps={v.name: self._facts(v) for v in self.candidates},
+            steps={v.name: self._facts(v) for v in self.candidates}, labels=tuple(self.baseline.labels),
+            texts=self.data.test.texts,
         )  # fmt: skip
         self.shop.write_json(self.shop.out / "run-info.json", run)
         report = compare(measurements, run)

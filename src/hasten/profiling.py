@@ -211,8 +211,9 @@ def _interleaved(
 def _measurement(
     variant: Variant, rows: list[int], replies: list[Reply], workload: Workload, conditions: Scenario, samples: int
 ) -> Measurement:
-    answers = [answer for reply in replies for answer in reply.predictions]
-    predictions = dict(zip(reversed(rows), reversed(answers), strict=True))
+    answers = [answer for reply in replies for answer in zip(reply.predictions, reply.confidences, strict=True)]
+    by_row = dict(zip(reversed(rows), reversed(answers), strict=True))
+    predictions, confidences = zip(*(by_row[row] for row in range(len(workload))), strict=True)
     return Measurement(
         schema=SCHEMA,
         variant=variant.name,
@@ -225,7 +226,7 @@ def _measurement(
         host=this_host(),
         scenario=conditions,
         latency=_latency(replies),
-        quality=Quality(predictions=tuple(predictions[row] for row in range(len(workload))), expected=workload.labels),
+        quality=Quality(predictions=predictions, expected=workload.labels, confidences=confidences),
         breakdown_ms=breakdown(variant, [workload.texts[row] for row in rows[:samples]], threads=conditions.threads),
     )
 

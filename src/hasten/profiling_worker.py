@@ -16,8 +16,10 @@ from typing import BinaryIO
 import msgspec
 
 from hasten.errors import HastenError
-from hasten.runtime import Runtime, open_runtime
+from hasten.runtime import Runtime, open_runtime, softmax
 from hasten.variant import Variant, open_variant
+
+CONFIDENCE_DIGITS = 6
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +41,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         predictions: Label id by text.
+        confidences: Probability of that label by text.
         samples_ms: Milliseconds by text, tokenizer included.
         tokenizer_ms: Milliseconds by text, of the tokenizer alone.
         tokens: Length in tokens by text.
@@ -48,6 +51,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     predictions: list[int] = []
+    confidences: list[float] = []
     samples_ms: list[float] = []
     tokenizer_ms: list[float] = []
     tokens: list[int] = []
@@ -77,7 +81,9 @@ def classify(runtime: Runtime, request: Request) -> Reply:
             replies = list(pool.map(partial(_one_client, runtime), shares))
     elapsed_s = time.perf_counter() - began
     return Reply(
-        predictions=[p for r in replies for p in r.predictions], samples_ms=[s for r in replies for s in r.samples_ms],
+        predictions=[p for r in replies for p in r.predictions],
+        confidences=[c for r in replies for c in r.confidences],
+        samples_ms=[s for r in replies for s in r.samples_ms],
         tokenizer_ms=[t for r in replies for t in r.tokenizer_ms], tokens=[n for r in replies for n in r.tokens],
         elapsed_s=elapsed_s, peak_memory_bytes=peak_memory_bytes(),
     )  # fmt: skip
@@ -85,6 +91,7 @@ def classify(runtime: Runtime, request: Request) -> Reply:
 
 def _one_client(runtime: Runtime, texts: Sequence[str]) -> Reply:
     predictions: list[int] = []
+    confidences: list[float] = []
     totals: list[float] = []
     tokenizers: list[float] = []
     tokens: list[int] = []
@@ -95,10 +102,13 @@ def _one_client(runtime: Runtime, texts: Sequence[str]) -> Reply:
         logits = runtime.infer(encodings)
         ended = time.perf_counter()
         predictions.append(int(logits[0].argmax()))
+        confidences.append(round(float(softmax(logits)[0].max()), CONFIDENCE_DIGITS))
         totals.append((ended - began) * 1e3)
         tokenizers.append((encoded - began) * 1e3)
         tokens.append(len(encodings[0]))
-    return Reply(predictions=predictions, samples_ms=totals, tokenizer_ms=tokenizers, tokens=tokens)
+    return Reply(
+        predictions=predictions, confidences=confidences, samples_ms=totals, tokenizer_ms=tokenizers, tokens=tokens
+    )
 
 
 def peak_memory_bytes() -> int:

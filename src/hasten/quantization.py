@@ -92,7 +92,13 @@ def can_saturate() -> bool:
 
 
 def quantize(
-    source: Variant, out: Path, options: QuantizeOptions | None = None, *, name: str = "onnx-int8", texts: Sequence[str]
+    source: Variant,
+    out: Path,
+    options: QuantizeOptions | None = None,
+    *,
+    name: str = "onnx-int8",
+    texts: Sequence[str],
+    mixed: Sequence[str] | None = None,
 ) -> Variant:
     """Quantizes an ONNX variant.
 
@@ -102,6 +108,7 @@ def quantize(
         options: How; the defaults if None.
         name: The new variant's name.
         texts: Real texts of the training side, at least one, to calibrate on and to measure the change on.
+        mixed: Real texts to prove batch invariance on; `texts` if None.
 
     Returns:
         The INT8 variant. Its step's facts hold the label flips and logit differences against the source, and whether
@@ -120,7 +127,7 @@ def quantize(
         copy_configuration(source, draft)
         quantize_graph(source, draft / "model.onnx", options, texts)
         manifest = replace(source.manifest, name=name, precision="int8", step=_record(source, options, {}))
-        facts = measure_changes(before, Variant(path=draft, manifest=manifest), texts)
+        facts = measure_changes(before, Variant(path=draft, manifest=manifest), texts, mixed)
         invariant: bool = facts["batch_invariance"]["holds"]
         sealed = finish(draft, replace(manifest, batch_invariant=invariant, step=_record(source, options, facts)))
     return Variant(path=out.resolve(), manifest=sealed)

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from hasten.answers import Answers, compare_answers
 from hasten.budget import Budget, Judgement, Verdict, judge
 from hasten.errors import MeasurementError
 from hasten.files import read_document
@@ -20,7 +21,7 @@ from hasten.intervals import Interval
 from hasten.measurement import GROUPS, Host, Latency, LengthRow, Measurement, Quality, Scenario, speedup
 from hasten.variant import Parameters
 
-SCHEMA = "hasten.report/1"
+SCHEMA = "hasten.report/2"
 REMOVED_EXAMPLES = 5
 
 
@@ -66,6 +67,8 @@ class RunInfo:
         notes: Anything else a reader should know, a sentence each.
         shapes: The student shapes that were measured.
         steps: What each variant's step found out while it proved its result, by the variant's name.
+        labels: Names of the labels by id; the ids themselves if empty.
+        texts: The measured rows' texts, to show some whose answer flipped; none if empty.
     """
 
     budget: Budget
@@ -78,6 +81,8 @@ class RunInfo:
     notes: tuple[str, ...] = ()
     shapes: tuple[ShapeRow, ...] = ()
     steps: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    labels: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +159,7 @@ class VariantRow:
         peak_memory_bytes: Peak resident memory of the process that ran it.
         accuracy: Share of right answers.
         retention: Share of the baseline's accuracy that is kept.
+        answers: Its answers beside the baseline's.
         latency_ms: Latency over all samples.
         latency_by_length: Latency from the shortest texts to the longest.
         breakdown_ms: Mean milliseconds a text by group of operators, in the order of `measurement.GROUPS`.
@@ -175,6 +181,7 @@ class VariantRow:
     peak_memory_bytes: int
     accuracy: Accuracy
     retention: Interval
+    answers: Answers
     latency_ms: LatencySummary
     latency_by_length: tuple[LengthRow, ...]
     breakdown_ms: dict[str, float]
@@ -204,7 +211,7 @@ class Report:
     """The comparison: the content of `report.json`.
 
     Attributes:
-        schema: `hasten.report/1`.
+        schema: `hasten.report/2`.
         budget: The promise.
         baseline: Name of the variant the others are compared with.
         chosen: Name of the variant to serve; None where none qualifies.
@@ -305,12 +312,12 @@ def _by_name(measurements: Sequence[Measurement], run: RunInfo) -> dict[str, Mea
 
 
 def _rows(by_name: dict[str, Measurement], run: RunInfo) -> tuple[VariantRow, ...]:
-    rows = [_row(run.budget, measurement, by_name[run.baseline]) for measurement in by_name.values()]
+    rows = [_row(run, measurement, by_name[run.baseline]) for measurement in by_name.values()]
     return tuple(sorted(rows, key=lambda row: (row.name != run.baseline, -row.latency_ms.p50, row.name)))
 
 
-def _row(budget: Budget, measurement: Measurement, baseline: Measurement) -> VariantRow:
-    assessment = judge(budget, measurement, baseline)
+def _row(run: RunInfo, measurement: Measurement, baseline: Measurement) -> VariantRow:
+    assessment = judge(run.budget, measurement, baseline)
     faster = _beside_itself() if measurement is baseline else speedup(baseline, measurement)
     kept = _beside_itself() if measurement is baseline else measurement.quality.retention(baseline.quality)
     return VariantRow(
@@ -324,6 +331,7 @@ def _row(budget: Budget, measurement: Measurement, baseline: Measurement) -> Var
         peak_memory_bytes=measurement.peak_memory_bytes,
         accuracy=_accuracy(measurement.quality),
         retention=kept,
+        answers=compare_answers(measurement.quality, baseline.quality, labels=run.labels, texts=run.texts),
         latency_ms=_summary(measurement.latency),
         latency_by_length=tuple(measurement.latency.by_length()),
         breakdown_ms=_in_order(measurement.breakdown_ms),

@@ -24,7 +24,7 @@ NARROW = (
     Column(key="retention", title="retained", unit="%"),
 )
 TERMINAL_COLUMNS = tuple(next((narrow for narrow in NARROW if narrow.key == c.key), c) for c in COLUMNS)
-LEFT_ALIGNED = ("model", "what", "fact", "value", "latency", "verdict")
+LEFT_ALIGNED = ("model", "class", "text", "label", "what", "fact", "value", "latency", "verdict")
 DROPPED_FIRST = ("mean", "p95", "parameters", "size", "accuracy", "p50")
 VERDICT_STYLES = {"met": "green", "missed": "red", "undecided": "yellow"}
 GAP = 2
@@ -160,6 +160,9 @@ def as_markdown(report: Report) -> str:
         ("", f"# hasten: {_md(report.model)}\n\n{_result(report)}"),
         ("", _md_table(_main_grid(report))),
         ("Why", _reasons(report)),
+        ("Answers beside the baseline's", _md_table(words.answers_grid(report))),
+        ("Classes that changed", _md_table(words.class_grid(report))),
+        ("Texts answered in another way", _md_table(words.flip_grid(report))),
         ("Where the time goes", _time(report)),
         ("Median latency by length (ms)", _md_table(words.length_grid(report))),
         ("Student shapes, measured before training", _md_table(words.shape_grid(report))),

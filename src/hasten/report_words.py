@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from hasten.answers import ClassRow
 from hasten.budget import Budget, Judgement
 from hasten.intervals import Interval
 from hasten.measurement import GROUPS
@@ -21,6 +22,7 @@ NONE = "–"
 MARK = "▶"
 SHAPE_HEADER = ("layers x hidden", "parameters", "p50 (ms)", "p99 (ms)", "speed-up", "latency")
 LONGEST_VALUE = 200
+EXTREMES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +269,53 @@ def shape_reason(shapes: Sequence[ShapeRow]) -> str:
     larger = any(not shape.fits for shape in shapes)
     more = "the next larger one is too slow" if larger else "no larger one was measured"
     return f"{chosen.name} is the largest that keeps the latency budget with headroom: {more}."
+
+
+def answers_grid(report: Report) -> Grid:
+    """Each variant's answers beside the baseline's."""
+    rows = (
+        (
+            row.name,
+            _with_interval(percent_cell(row.answers.agreement, decimals=1)),
+            f"{row.answers.flips:,}",
+            NONE if row.answers.calibration_error is None else f"{row.answers.calibration_error:.1%}",
+            _class_cell(row.answers.classes[0]),
+        )
+        for row in report.variants
+    )
+    header = ("model", "answers as the baseline", "flipped", "calibration error", "recall of the class that loses most")
+    return Grid(header=header, rows=tuple(rows))
+
+
+def class_grid(report: Report) -> Grid:
+    """The classes of one variant that lose the most, and those that gain."""
+    header = ("class", "rows", f"recall of {report.baseline}", f"of {answering(report).name}")
+    moved = [row for row in answering(report).answers.classes if row.recall.value != row.baseline_recall.value]
+    shown = moved if len(moved) <= 2 * EXTREMES else [*moved[:EXTREMES], *moved[-EXTREMES:]]
+    recalls = ((percent_cell(recall, decimals=1) for recall in (row.baseline_recall, row.recall)) for row in shown)
+    rows = ((row.label, f"{row.n:,}", *map(_with_interval, both)) for row, both in zip(shown, recalls, strict=True))
+    return Grid(header=header, rows=tuple(rows))
+
+
+def flip_grid(report: Report) -> Grid:
+    """Texts that one variant answers in another way than the baseline."""
+    rows = ((shortened(f.text), f.expected, f.baseline, f.answer) for f in answering(report).answers.examples)
+    header = ("text", "label", report.baseline, answering(report).name)
+    return Grid(header=header, rows=tuple(rows))
+
+
+def answering(report: Report) -> VariantRow:
+    """Whose answers are shown one by one: the chosen variant's, or the fastest's where none is chosen."""
+    return report.chosen_row or report.variants[-1]
+
+
+def _class_cell(row: ClassRow) -> str:
+    change = 100 * (row.recall.value - row.baseline_recall.value)
+    return f"{shortened(row.label)}: {row.recall.value:.1%} ({change:+.1f} points)"
+
+
+def _with_interval(cell: Cell) -> str:
+    return f"{cell.text} ({cell.interval})" if cell.interval else cell.text
 
 
 def machine_grid(report: Report) -> Grid:

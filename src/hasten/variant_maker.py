@@ -35,6 +35,7 @@ from hasten.workshop import Workshop, make_key
 
 PARITY_TEXTS = 500
 QUANTIZE_TEXTS = 128
+MIXED_TEXTS = 1000
 
 
 def imported(source: str, shop: Workshop, *, name: str) -> Variant:
@@ -104,10 +105,11 @@ class Maker:
     def quantized_for_openvino(self, source: Variant, name: str) -> Variant:
         """A fp32 OpenVINO variant in INT8."""
         self.observer.stage(f"quantizing {name}")
-        texts = self._some_texts(QUANTIZE_TEXTS)
+        texts, mixed = self._some_texts(QUANTIZE_TEXTS), self.data.valid.texts[:MIXED_TEXTS]
         return self._step(
-            name, [source.digest, texts], lambda out: quantize_openvino(source, out, name=name, texts=texts)
-        )
+            name, [source.digest, texts, mixed],
+            lambda out: quantize_openvino(source, out, name=name, texts=texts, mixed=mixed),
+        )  # fmt: skip
 
     def student_start(self) -> tuple[Variant, Shape]:
         """What the student starts from, untrained: the baseline or a given checkpoint, cut to a measured shape."""
@@ -240,10 +242,11 @@ class Maker:
 
     def _quantized(self, source: Variant, name: str, options: QuantizeOptions) -> Variant:
         self.observer.stage(f"quantizing {name}")
-        texts = self._some_texts(QUANTIZE_TEXTS)
+        texts, mixed = self._some_texts(QUANTIZE_TEXTS), self.data.valid.texts[:MIXED_TEXTS]
         return self._step(
-            name, [source.digest, options, texts], lambda out: quantize(source, out, options, name=name, texts=texts)
-        )
+            name, [source.digest, options, texts, mixed],
+            lambda out: quantize(source, out, options, name=name, texts=texts, mixed=mixed),
+        )  # fmt: skip
 
     def _some_texts(self, size: int) -> list[str]:
         """Training texts, the same at every call."""

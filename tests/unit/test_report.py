@@ -101,7 +101,7 @@ def report() -> Report:
 def test_json_holds_the_contract(report: Report) -> None:
     tree = json.loads(render(report, "json"))
 
-    assert tree["schema"] == "hasten.report/1"
+    assert tree["schema"] == "hasten.report/2"
     assert {"budget", "baseline", "chosen", "verdict", "host", "variants"} <= set(tree)
     for row in tree["variants"]:
         assert {"name", "format", "precision", "parameters", "size_bytes", "speedup", "verdict", "reasons"} <= set(row)
