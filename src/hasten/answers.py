@@ -98,7 +98,7 @@ def compare_answers(
             text=texts[row], expected=name(quality.expected[row]), baseline=name(baseline.predictions[row]),
             answer=name(quality.predictions[row]),
         )
-        for row in flipped[:FLIP_EXAMPLES].tolist()
+        for row in map(int, flipped[:FLIP_EXAMPLES])
         if texts
     )  # fmt: skip
     return Answers(
@@ -112,7 +112,7 @@ def compare_answers(
 
 def _classes(quality: Quality, baseline: Quality, names: Sequence[str]) -> tuple[ClassRow, ...]:
     expected, rows = np.asarray(quality.expected), list[ClassRow]()
-    for label in np.unique(expected).tolist():
+    for label in map(int, np.unique(expected)):
         of_it = expected == label
         n = int(of_it.sum())
         recall, before = (intervals.proportion(int(answers.right[of_it].sum()), n) for answers in (quality, baseline))
