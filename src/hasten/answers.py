@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hasten import intervals
-from hasten.errors import MeasurementError
+from hasten.errors import DataError, MeasurementError
 from hasten.intervals import Interval
 from hasten.measurement import Quality
 
@@ -108,6 +108,28 @@ def compare_answers(
         calibration_error=quality.calibration_error(),
         classes=_classes(quality, baseline, [name(label) for label in range(max(quality.expected) + 1)]),
     )
+
+
+def require_better_than_majority(quality: Quality, labels: Sequence[str], *, who: str, rows: str) -> None:
+    """Refuses a teacher that is shown to be worse than always giving the most frequent answer.
+
+    Args:
+        quality: Its answers.
+        labels: Names of the labels by id.
+        who: Its name, for the error.
+        rows: What it was asked, for the error.
+
+    Raises:
+        DataError: The upper limit of its accuracy lies below the share of the most frequent label.
+    """
+    counts = np.bincount(quality.expected)
+    share, accuracy = counts.max() / quality.n, quality.accuracy()
+    if accuracy.upper is not None and accuracy.upper < share:
+        raise DataError(
+            f"{who} has {accuracy.value:.1%} of {quality.n:,} {rows} right; always answering "
+            f"{labels[int(counts.argmax())]!r} would have {share:.1%}: is each label the one it was trained on? "
+            "--force goes on all the same"
+        )
 
 
 def _classes(quality: Quality, baseline: Quality, names: Sequence[str]) -> tuple[ClassRow, ...]:

@@ -28,9 +28,11 @@ from hasten.cli_options import (
     Augment,
     Epochs,
     Folder,
+    Force,
     GuideEpochs,
     Json,
     LabelColumn,
+    Layers,
     LearningRate,
     Minutes,
     Objective,
@@ -38,6 +40,7 @@ from hasten.cli_options import (
     P99Ms,
     Samples,
     Seed,
+    Seeds,
     Shapes,
     Speedup,
     Student,
@@ -47,7 +50,9 @@ from hasten.cli_options import (
     one_of,
 )
 from hasten.cli_steps import steps
+from hasten.cli_teaching import teaching
 from hasten.errors import HastenError
+from hasten.optimize_options import Layers as LayerChoice
 from hasten.pipeline import Inputs
 from hasten.teaching import Objective as Answers
 
@@ -69,6 +74,7 @@ app = typer.Typer(
 
 
 app.add_typer(steps)
+app.add_typer(teaching)
 
 
 @app.callback()
@@ -110,6 +116,9 @@ def optimize(
     objective: Objective = DISTILL.objective,
     guide_epochs: GuideEpochs = GUIDE.epochs,
     minutes: Minutes = OPTIMIZE.minutes,
+    layers: Layers = OPTIMIZE.layers,
+    seeds: Seeds = OPTIMIZE.seeds,
+    force: Force = DISTILL.force,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     epochs: Epochs = TRAIN.epochs,
@@ -128,13 +137,13 @@ def optimize(
 
     budget = Budget(p99_ms=p99_ms, speedup=speedup, retain=retain, gate=one_of("--gate", gate, get_args(Gate)))
     distill_options = replace(
-        DISTILL, objective=one_of("--objective", objective, get_args(Answers)),
+        DISTILL, objective=one_of("--objective", objective, get_args(Answers)), force=force,
         guide=replace(GUIDE, epochs=guide_epochs, learning_rate=learning_rate),
         train=replace(TRAIN, epochs=epochs, learning_rate=learning_rate),
     )  # fmt: skip
     options = replace(
         OPTIMIZE, budget=budget, every_step=every_step, strict=strict, shapes=shapes, seed=seed, openvino=openvino,
-        minutes=minutes, simple=simple,
+        minutes=minutes, simple=simple, layers=one_of("--layers", layers, get_args(LayerChoice)), seeds=seeds,
         profile=replace(PROFILE, samples=samples, threads=threads, seed=seed),
         distill=distill_options, transfer=replace(TRANSFER, augment=augment),
     )  # fmt: skip

@@ -45,6 +45,11 @@ Minutes = Annotated[
 ]
 Objective = Annotated[str, typer.Option(help="How answers are matched: 'kl', softened, or 'mse', of logits.")]
 Shapes = Annotated[str | None, typer.Option(help="Student shapes to consider, such as 2x128,3x384,3x384f768.")]
+Layers = Annotated[
+    str, typer.Option(help="The teacher's layers to start from: evenly 'spaced', or those of most 'influence'.")
+]
+Seeds = Annotated[int, typer.Option(help="Students to train alike but for the seed; the report gives the spread.")]
+Force = Annotated[bool, typer.Option("--force", help="Go on even if always answering one label beats the model.")]
 Student = Annotated[str | None, typer.Option(help="Small checkpoint that the student starts from.")]
 P99Ms = Annotated[float | None, typer.Option(help="Highest p99 latency of a request, in milliseconds.")]
 Speedup = Annotated[float | None, typer.Option(help="Lowest speed-up of the median latency.")]

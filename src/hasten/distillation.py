@@ -7,6 +7,7 @@ on the training texts and on a transfer set of texts without labels (`hasten.tra
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hasten.errors import ArtifactError, DataError, UsageError
 from hasten.golden import finish
 from hasten.guidance import Guide
 from hasten.measurement import library_versions
+from hasten.rounding import rounded_products
 from hasten.teaching import DistillOptions, Lesson, answers_loss, watch_accuracy
 from hasten.torch_runtime import load_torch_model
 from hasten.torch_training import Progress, TrainingSet, fit
@@ -53,7 +55,7 @@ def distill(
         UsageError: Hidden states are asked for and the teacher's layers do not go with the student's.
         ArtifactError: The student is no torch variant, teacher and student have different labels, or the student is to
             look inside a teacher that cuts texts into other tokens.
-        DataError: There are no texts.
+        DataError: There are no texts, or the teacher is worse than always giving the most frequent label.
         HastenError: The loss is NaN.
     """
     options = options or DistillOptions()
@@ -67,11 +69,13 @@ def distill(
     data = TrainingSet.of(student, model, lesson.texts)
     if options.guide.epochs:
         _look_inside(model, data, lesson, options, work / f"{name}.guide.safetensors", key, progress)
-    seen = fit(
-        model, data, answers_loss(model, lesson, options, work, threads=options.train.threads), options.train,
-        checkpoint=work / f"{name}.checkpoint.safetensors", key=key, progress=progress,
-        watch=watch_accuracy(student, model, lesson.watched),
-    )  # fmt: skip
+    bits = options.rounding_bits
+    with rounded_products(model, data, weight_bits=bits) if bits else nullcontext():
+        seen = fit(
+            model, data, answers_loss(model, lesson, options, work, threads=options.train.threads), options.train,
+            checkpoint=work / f"{name}.checkpoint.safetensors", key=key, progress=progress,
+            watch=watch_accuracy(student, model, lesson.watched),
+        )  # fmt: skip
     facts = lesson.facts
     if seen:
         facts["watched_accuracy"] = {str(step): round(share, 4) for step, share in seen}

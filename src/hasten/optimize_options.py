@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Literal, Protocol
 
 from hasten.budget import Budget
 from hasten.errors import UsageError
@@ -14,6 +14,8 @@ from hasten.quantization import QuantizeOptions
 from hasten.teaching import DistillOptions
 from hasten.training_plan import check_minutes
 from hasten.transfer import TransferOptions
+
+Layers = Literal["spaced", "influence"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,8 @@ class OptimizeOptions:
         valid_rows: Most rows to validate on; above 0.
         valid_samples: Timed requests a variant on the validation split, at least; 299 are needed to judge a p99.
         shapes: Student shapes to consider, such as `2x128,3x384`; None takes a catalogue.
+        layers: Which of the teacher's layers a student starts from: evenly `spaced` ones, or those of the most
+            `influence` on the training texts.
         seed: Seed of splits, orders and training.
         export: How to export.
         quantize: How to quantize; the calibration is searched for.
@@ -39,6 +43,7 @@ class OptimizeOptions:
         transfer: How to widen the training texts for the teacher to answer.
         minutes: Minutes to spend on teaching the student; passes and new texts are then planned from speeds measured
             here, in place of `distill.train.epochs` and `transfer.augment`. None leaves it to those two.
+        seeds: Students to train alike but for the seed, at least 1; the report gives the spread.
         profile: How to measure.
     """
 
@@ -49,6 +54,7 @@ class OptimizeOptions:
     valid_rows: int = 1000
     valid_samples: int = 300
     shapes: str | None = None
+    layers: Layers = "spaced"
     seed: int = 0
     export: ExportOptions = field(default_factory=ExportOptions)
     quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
@@ -58,17 +64,18 @@ class OptimizeOptions:
     distill: DistillOptions = field(default_factory=DistillOptions)
     transfer: TransferOptions = field(default_factory=TransferOptions)
     minutes: float | None = None
+    seeds: int = 1
     profile: ProfileOptions = field(default_factory=ProfileOptions)
 
     def __post_init__(self) -> None:
-        """Checks the minutes.
+        """Checks the minutes and the seeds.
 
         Raises:
             UsageError: They are out of range, or there is guidance too, which no plan counts.
         """
-        check_minutes(self.minutes)
-        if self.minutes is not None and self.distill.guide.epochs:
-            raise UsageError("--minutes plans for answers alone; leave out --guide-epochs, or name --epochs instead")
+        check_minutes(self.minutes, guided=self.distill.guide.epochs > 0)
+        if self.seeds < 1:
+            raise UsageError(f"--seeds must be at least 1, not {self.seeds}")
 
     @property
     def with_openvino(self) -> bool:

@@ -8,13 +8,17 @@ under a key of its inputs, so that an interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import logging
+import re
+from collections import defaultdict
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import msgspec
 
+from hasten.answers import require_better_than_majority
 from hasten.budget import Assessment, judge
 from hasten.errors import MeasurementError
 from hasten.measurement import Measurement, load_measurement, speedup, this_host
@@ -32,7 +36,8 @@ from hasten.workshop import Workshop
 
 log = logging.getLogger(__name__)
 BASELINE = "torch-fp32"
-CONTROL = "-undistilled-int8"
+CONTROL_MARK, SEED_MARK, FINISH_MARK = "-undistilled", "-seed", "-rounded"
+CONTROL = f"{CONTROL_MARK}-int8"
 
 
 def optimize(inputs: Inputs, out: Path, options: OptimizeOptions, observer: Observer | None = None) -> Report:
@@ -80,6 +85,11 @@ class _Road:
             ("distill", self._students),
         ):
             self._judge(stage, build())
+            if stage == "baseline" and not self.options.distill.force:
+                quality = self.valid[BASELINE].quality
+                require_better_than_majority(
+                    quality, self.baseline.labels, who=self.inputs.model, rows="validation rows"
+                )
             if self._is_enough() and not self.options.every_step:
                 break
         return self._report(self._choose())
@@ -104,18 +114,29 @@ class _Road:
         return [self.make.ngrams("tfidf"), self.make.static("static", self._candidate("onnx-fp32"))]
 
     def _students(self) -> list[Variant]:
+        """The student, the same from other seeds, and the same without the teacher."""
         start, shape = self.make.student_start()
+        teacher, name = self._candidate("onnx-fp32"), f"student-{shape}"
         made: list[Variant] = []
-        for suffix, teacher in (("", self._candidate("onnx-fp32")), ("-undistilled", None)):
-            name = f"student-{shape}{suffix}"
-            trained = self.make.trained(start, f"{name}-torch", teacher)
-            exported = self.make.exported(trained, f"{name}-fp32")
-            quantized = self.make.quantized(exported, f"{name}-int8")
-            made += [exported, quantized] if teacher else [quantized]
-            if teacher and self.options.with_openvino:
+        for number in range(self.options.seeds):
+            trained = self.make.trained(start, f"{name}{_seed(number)}-torch", teacher, number)
+            exported = self.make.exported(trained, f"{name}{_seed(number)}-fp32")
+            quantized = self.make.quantized(exported, f"{name}{_seed(number)}-int8")
+            made += [quantized] if number else [exported, quantized]
+            if not number and self.make.searches[quantized.name].lost_points.value > self.options.max_lost_points:
+                made.append(self._finished(trained, quantized.name, teacher))
+            if self.options.with_openvino and not number:
                 other = self.make.exported_to_openvino(trained, f"{name}-openvino-fp32")
                 made.append(self.make.quantized_for_openvino(other, f"{name}-openvino-int8"))
-        return made
+        control = self.make.trained(start, f"{name}{CONTROL_MARK}-torch", None)
+        exported = self.make.exported(control, f"{name}{CONTROL_MARK}-fp32")
+        return [*made, self.make.quantized(exported, f"{name}{CONTROL_MARK}-int8")]
+
+    def _finished(self, trained: Variant, quantized: str, teacher: Variant) -> Variant:
+        """The student once more, where INT8 costs it too much: trained on with its products rounded."""
+        name = quantized.replace("-int8", FINISH_MARK)
+        finished = self.make.finished(trained, f"{name}-torch", teacher, quantized)
+        return self.make.quantized(self.make.exported(finished, f"{name}-fp32"), f"{name}-int8")
 
     def _candidate(self, name: str) -> Variant:
         return next(variant for variant in self.candidates if variant.name == name)
@@ -204,8 +225,10 @@ class _Road:
 
     def _notes(self, chosen: str | None, measurements: Sequence[Measurement]) -> tuple[str, ...]:
         idle = (
+            *_absent(self.data.train, self.baseline.labels),
             *_planned(self.make.training_plan),
             *_widening(self.make.transfer_counts),
+            *_spreads(measurements),
             *_idle_int8(self.candidates, measurements),
         )
         if chosen is None:
@@ -227,6 +250,13 @@ class _Road:
         self.shop.write_json(self.shop.out / "run.json", run | more)
 
 
+def _absent(train: Workload, labels: Sequence[str]) -> Generator[str]:
+    """Says which labels no training row has."""
+    if absent := [label for number, label in enumerate(labels) if number not in set(train.labels)]:
+        shown = ", ".join(map(repr, absent[:5])) + (" …" if len(absent) > 5 else "")
+        yield f"{len(absent)} of {len(labels)} labels have no training row ({shown}): a student can hardly learn them."
+
+
 def _planned(plan: TrainingPlan | None) -> Generator[str]:
     """Says how the minutes were spent."""
     if plan is not None:
@@ -242,6 +272,26 @@ def _widening(counts: dict[str, int]) -> Generator[str]:
             f"{sum(ways.values()):,} texts without labels for the teacher to answer ({parts}); left out: "
             f"{counts['guarded']:,} that equal or nearly equal a validation or test text."
         )
+
+
+def _seed(number: int) -> str:
+    """The mark of a student from another seed than the first."""
+    return f"{SEED_MARK}{number}" if number else ""
+
+
+def _spreads(measurements: Sequence[Measurement]) -> Generator[str]:
+    """Says how much the accuracy of a student depends on its seed."""
+    seeds: dict[str, list[float]] = defaultdict(list)
+    for measurement in measurements:
+        name = re.sub(rf"{SEED_MARK}\d+", "", measurement.variant)
+        seeds[name].append(100 * measurement.quality.accuracy().value)
+    for name, found in seeds.items():
+        if len(found) > 1:
+            each = ", ".join(f"{percent:.2f}" for percent in found)
+            yield (
+                f"{name} over {len(found)} seeds: accuracy {mean(found):.2f} % on average, standard deviation "
+                f"{stdev(found):.2f} ({each})."
+            )
 
 
 def _idle_int8(variants: Sequence[Variant], measurements: Sequence[Measurement]) -> Generator[str]:

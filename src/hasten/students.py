@@ -161,7 +161,14 @@ def candidate_shapes(teacher: Shape) -> list[Shape]:
 
 
 def init_student(
-    teacher: Variant, shape: Shape, out: Path, *, name: str, start: Start = "teacher", seed: int = 0
+    teacher: Variant,
+    shape: Shape,
+    out: Path,
+    *,
+    name: str,
+    start: Start = "teacher",
+    layers: Sequence[int] | None = None,
+    seed: int = 0,
 ) -> Variant:
     """Makes an untrained student of a shape.
 
@@ -171,6 +178,8 @@ def init_student(
         out: The folder to make.
         name: The new variant's name.
         start: Whether the first weights come from the teacher or are random.
+        layers: Which of the teacher's layers (from 0) to start from, one for each of the student's; None takes evenly
+            spaced ones.
         seed: Seed of the weights that are drawn.
 
     Returns:
@@ -187,29 +196,30 @@ def init_student(
             f"{teacher.path}: format is {teacher.manifest.format}; a student starts from a torch variant"
         )
     parent = load_torch_model(teacher)
+    chosen = spaced_layers(parent.config.num_hidden_layers, shape.layers) if layers is None else list(layers)
     torch.manual_seed(seed)
-    student = AutoModelForSequenceClassification.from_config(student_config(parent.config, shape)).eval()
+    student = AutoModelForSequenceClassification.from_config(student_config(parent.config, shape, chosen)).eval()
     if start == "teacher":
-        _inherit(parent, student, teacher_shape(parent.config), shape)
+        _inherit(parent, student, teacher_shape(parent.config), shape, chosen)
     with building(out) as draft:
         copy_configuration(teacher, draft)
         student.save_pretrained(draft)
         step = StepRecord(
-            name="init", parent=teacher.digest, options={"shape": asdict(shape), "start": start, "seed": seed},
-            versions=library_versions(VERSIONED),
+            name="init", parent=teacher.digest, versions=library_versions(VERSIONED),
+            options={"shape": asdict(shape), "start": start, "layers": chosen, "seed": seed},
         )  # fmt: skip
         manifest = replace(teacher.manifest, name=name, parameters=count_parameters(student), step=step)
         sealed = finish(draft, manifest)
     return Variant(path=out.resolve(), manifest=sealed)
 
 
-def student_config(config: Any, shape: Shape) -> Any:
-    """A copy of a transformers configuration with another shape."""
+def student_config(config: Any, shape: Shape, layers: Sequence[int]) -> Any:
+    """A copy of a transformers configuration with another shape, made of some of its layers."""
     changed = config.__class__.from_dict(config.to_dict())
     if getattr(config, "embedding_size", None) == config.hidden_size:
         changed.embedding_size = shape.hidden
     if types := getattr(config, "layer_types", None):  # windows and rotations go by layer
-        changed.layer_types = [types[layer] for layer in spaced_layers(config.num_hidden_layers, shape.layers)]
+        changed.layer_types = [types[layer] for layer in layers]
     changed.num_hidden_layers = shape.layers
     changed.hidden_size = shape.hidden
     changed.num_attention_heads = shape.heads
@@ -226,14 +236,16 @@ def spaced_layers(teacher: int, student: int) -> list[int]:
 
 def stand_for(teacher: Variant, student: Variant) -> tuple[int, ...]:
     """Which of the teacher's layers (from 0) each of the student's stands for; none where the student is deeper."""
+    begun = student.manifest.step
+    if begun.name == "init" and begun.parent == teacher.digest:
+        return tuple(begun.options["layers"])
     theirs, ours = shape_of(teacher).layers, shape_of(student).layers
     return tuple(spaced_layers(theirs, ours)) if ours <= theirs else ()
 
 
-def _inherit(parent: Any, student: Any, old: Shape, new: Shape) -> None:
+def _inherit(parent: Any, student: Any, old: Shape, new: Shape, layers: Sequence[int]) -> None:
     """Copies, selects or projects every weight of the student from its counterpart in the teacher."""
     weights = parent.state_dict()
-    layers = spaced_layers(old.layers, new.layers)
     maps = _Maps(weights, parent.get_input_embeddings().weight.detach(), old, new)
     inherited: dict[str, Any] = {}
     for name, own in student.state_dict().items():

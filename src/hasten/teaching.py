@@ -16,9 +16,11 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from hasten.answers import require_better_than_majority
 from hasten.errors import ArtifactError, UsageError
 from hasten.files import write_atomically
 from hasten.guidance import GuideOptions
+from hasten.measurement import Quality
 from hasten.runtime import Logits, open_runtime, predict_logits
 from hasten.torch_training import TrainingSet, TrainOptions, Watch
 from hasten.variant import Variant
@@ -42,6 +44,9 @@ class DistillOptions:
         soft_weight: Weight of the teacher's term, 0 to 1; the true labels have the rest, where a text has one.
         guide: How much the student looks inside its teacher first.
         train: How to train.
+        rounding_bits: Bits that weights are rounded to while the student learns from answers, 7 or 8, so that it bears
+            INT8; None rounds nothing. See `hasten.rounding`.
+        force: Whether to learn even from a teacher that is worse than always giving the most frequent label.
     """
 
     objective: Objective = "kl"
@@ -49,6 +54,8 @@ class DistillOptions:
     soft_weight: float = 0.9
     guide: GuideOptions = field(default_factory=GuideOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
+    rounding_bits: Literal[7, 8] | None = None
+    force: bool = False
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -155,11 +162,18 @@ def answers_loss(
 
     Returns:
         From the inputs and the rows of a step to a scalar tensor.
+
+    Raises:
+        DataError: The teacher is worse than always giving the most frequent label, and nothing is forced.
     """
     import torch
 
     teacher = lesson.teacher
     soft = None if teacher is None else teacher_logits(teacher, lesson.texts, work, threads=threads)
+    if soft is not None and teacher is not None and not options.force:
+        answered = tuple(map(int, soft[: len(lesson.data)].argmax(-1)))
+        quality = Quality(predictions=answered, expected=lesson.data.labels)
+        require_better_than_majority(quality, teacher.labels, who=teacher.name, rows="training rows")
     targets = torch.tensor(lesson.labels)
     answers = None if soft is None else torch.from_numpy(soft)
 

@@ -73,17 +73,20 @@ class TrainingPlan:
         )
 
 
-def check_minutes(minutes: float | None) -> None:
+def check_minutes(minutes: float | None, *, guided: bool = False) -> None:
     """Refuses minutes that are no time to plan for.
 
     Args:
         minutes: What there is to spend; None plans nothing.
+        guided: Whether the student looks inside its teacher first, which no plan counts.
 
     Raises:
-        UsageError: They are not above 0, or not finite.
+        UsageError: They are not above 0, or not finite, or there is guidance too.
     """
     if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
         raise UsageError(f"--minutes must be above 0, not {minutes:g}")
+    if minutes is not None and guided:
+        raise UsageError("--minutes plans for answers alone; leave out --guide-epochs, or name --epochs instead")
 
 
 def plan_training(minutes: float, speeds: Speeds, *, labelled: int, unlabelled: int = 0) -> TrainingPlan:

@@ -14,6 +14,7 @@ from typing import Any
 from hasten.checkpoint import import_checkpoint
 from hasten.distillation import distill
 from hasten.files import file_sha256
+from hasten.layer_choice import layer_influences, most_influential
 from hasten.ngram_model import NgramOptions, fit_ngrams
 from hasten.onnx_export import export
 from hasten.openvino_steps import export_openvino, quantize_openvino
@@ -25,7 +26,7 @@ from hasten.splits import Data
 from hasten.static_student import StaticOptions, train_static
 from hasten.student_search import Search, latency_table, shapes_to_measure
 from hasten.students import Shape, init_student, shape_of, stand_for
-from hasten.teaching import Lesson
+from hasten.teaching import DistillOptions, Lesson
 from hasten.torch_training import TrainOptions
 from hasten.training_plan import TrainingPlan, measured_speeds, plan_training
 from hasten.transfer import TransferOptions, TransferSet, widened
@@ -35,7 +36,7 @@ from hasten.workshop import Workshop, make_key
 
 PARITY_TEXTS = 500
 QUANTIZE_TEXTS = 128
-MIXED_TEXTS = 1000
+FINISH_EPOCHS, FINISH_RATE = 1.0, 0.25
 
 
 def imported(source: str, shop: Workshop, *, name: str) -> Variant:
@@ -105,7 +106,7 @@ class Maker:
     def quantized_for_openvino(self, source: Variant, name: str) -> Variant:
         """A fp32 OpenVINO variant in INT8."""
         self.observer.stage(f"quantizing {name}")
-        texts, mixed = self._some_texts(QUANTIZE_TEXTS), self.data.valid.texts[:MIXED_TEXTS]
+        texts, mixed = self._some_texts(QUANTIZE_TEXTS), self.data.valid.texts
         return self._step(
             name, [source.digest, texts, mixed],
             lambda out: quantize_openvino(source, out, name=name, texts=texts, mixed=mixed),
@@ -125,12 +126,18 @@ class Maker:
         self.shapes = latency_table(search, shapes, self.shop)
         best = next(row for row in self.shapes if row.chosen)
         shape = next(shape for shape in shapes if str(shape) == best.name)
-        name = f"student-{shape}-start"
+        name, layers = f"student-{shape}-start", self._layers(source, shape)
         start = self._step(
-            name, [source.digest, shape, self.options.seed],
-            lambda out: init_student(source, shape, out, name=name, seed=self.options.seed),
+            name, [source.digest, shape, layers, self.options.seed],
+            lambda out: init_student(source, shape, out, name=name, layers=layers, seed=self.options.seed),
         )  # fmt: skip
         return start, shape
+
+    def _layers(self, source: Variant, shape: Shape) -> list[int] | None:
+        """Which layers the student starts from, if they are not evenly spaced."""
+        if self.options.layers == "spaced":
+            return None
+        return most_influential(layer_influences(source, self._some_texts(QUANTIZE_TEXTS)), shape.layers)
 
     def _student_source(self) -> Variant:
         """What the student is cut from."""
@@ -142,17 +149,33 @@ class Maker:
             lambda out: import_checkpoint(source, out, name="student-source", new_labels=labels, seed=seed),
         )  # fmt: skip
 
-    def trained(self, start: Variant, name: str, teacher: Variant | None) -> Variant:
-        """A student, trained on the teacher's logits and the labels, or on the labels alone."""
-        train, transfer = self._seeded(self.options.distill.train), self.options.transfer
+    def trained(self, start: Variant, name: str, teacher: Variant | None, number: int = 0) -> Variant:
+        """A student from the given number's seed, trained on the teacher's logits and the labels, or these alone."""
+        train, transfer = self._seeded(self.options.distill.train, number), self.options.transfer
         if teacher is not None and (plan := self._plan(start, teacher)) is not None:
             train, transfer = replace(train, epochs=plan.epochs), replace(transfer, augment=plan.augment)
         elif (plan := self.training_plan) is not None:  # the control gets no more time than the student
             most = plan.predicted_s / (len(self.data.train) * plan.speeds.train_s)
             train = replace(train, epochs=min(train.epochs, most))
-        lesson = self._lesson(start, teacher, transfer)
         self.observer.stage(f"distilling {name}" if teacher else f"training {name}, without the teacher")
-        options = replace(self.options.distill, train=train)
+        return self._taught(
+            start, name, self._lesson(start, teacher, transfer), replace(self.options.distill, train=train)
+        )
+
+    def finished(self, trained: Variant, name: str, teacher: Variant, quantized: str) -> Variant:
+        """A trained student, trained on for a little with its products rounded as those of its INT8 form."""
+        self.observer.stage(f"distilling {name} with its products rounded")
+        plain, plan = self.options.distill, self.training_plan
+        transfer = self.options.transfer if plan is None else replace(self.options.transfer, augment=plan.augment)
+        rate = plain.train.learning_rate * FINISH_RATE
+        options = replace(
+            plain, guide=replace(plain.guide, epochs=0.0),
+            rounding_bits=7 if self.searches[quantized].options.reduces_range else 8,
+            train=replace(self._seeded(plain.train), epochs=FINISH_EPOCHS, learning_rate=rate),
+        )  # fmt: skip
+        return self._taught(trained, name, self._lesson(trained, teacher, transfer), options)
+
+    def _taught(self, start: Variant, name: str, lesson: Lesson, options: DistillOptions) -> Variant:
         return self._step(
             name, [start.digest, *lesson.identity, options],
             lambda out: distill(start, out, options, name=name, lesson=lesson, work=self.shop.work,
@@ -181,8 +204,8 @@ class Maker:
             ),
         )  # fmt: skip
 
-    def _seeded(self, train: TrainOptions) -> TrainOptions:
-        return replace(train, seed=self.options.seed, threads=self.options.profile.resolved_threads)
+    def _seeded(self, train: TrainOptions, number: int = 0) -> TrainOptions:
+        return replace(train, seed=self.options.seed + number, threads=self.options.profile.resolved_threads)
 
     def _plan(self, start: Variant, teacher: Variant) -> TrainingPlan | None:
         """How the minutes are spent, if there is a number of them; what was planned once stays, and so do results."""
@@ -242,7 +265,7 @@ class Maker:
 
     def _quantized(self, source: Variant, name: str, options: QuantizeOptions) -> Variant:
         self.observer.stage(f"quantizing {name}")
-        texts, mixed = self._some_texts(QUANTIZE_TEXTS), self.data.valid.texts[:MIXED_TEXTS]
+        texts, mixed = self._some_texts(QUANTIZE_TEXTS), self.data.valid.texts
         return self._step(
             name, [source.digest, options, texts, mixed],
             lambda out: quantize(source, out, options, name=name, texts=texts, mixed=mixed),

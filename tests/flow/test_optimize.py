@@ -23,10 +23,13 @@ from hasten.torch_training import TrainOptions
 from hasten.transfer import TransferOptions
 from hasten.variant import open_variant
 
+STUDENTS = ("fp32", "int8", "seed1-int8", "undistilled-int8")
 FAST = OptimizeOptions(
     budget=Budget(speedup=1e9, retain=0.9),
     shapes="1x32,2x32",
     openvino=False,
+    layers="influence",
+    seeds=2,
     profile=ProfileOptions(samples=60, breakdown_samples=3),
     distill=DistillOptions(guide=GuideOptions(epochs=1), train=TrainOptions(epochs=3, learning_rate=2e-3)),
     transfer=TransferOptions(augment=0.5),
@@ -49,20 +52,47 @@ def whole_run(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_budget_that_nothing_meets_goes_the_whole_road_and_chooses_nothing(whole_run: Path) -> None:
     report = json.loads((whole_run / "report.json").read_text())
     names = {row["name"] for row in report["variants"]}
-    assert names == {
+    assert {name for name in names if not name.endswith("-rounded-int8")} == {
         "torch-fp32",
         "onnx-fp32",
         "onnx-int8",
         "onnx-int8-dynamic",
         "tfidf",
         "static",
-        *(f"student-{shape}-{kind}" for shape in _shape(report) for kind in ("fp32", "int8", "undistilled-int8")),
+        *(
+            f"student-{shape}-{kind}"
+            for shape in _shape(report)
+            for kind in ("fp32", "int8", "seed1-int8", "undistilled-int8")
+        ),
     }
+    assert any("over 2 seeds: accuracy" in note for note in report["notes"])
     assert any("texts without labels for the teacher to answer" in note for note in report["notes"])
     assert report["chosen"] is None
     assert report["verdict"] == "missed"
     assert not os.path.lexists(whole_run / "chosen")
     assert {row["verdict"] for row in report["variants"]} == {"missed"}
+
+
+def test_a_student_that_int8_costs_too_much_is_trained_on_with_its_products_rounded(inputs: Inputs, out: Path) -> None:
+    report = optimize(inputs, out, replace(FAST, max_lost_points=-1000.0, seeds=1, simple=False))
+    (name,) = (row.name for row in report.variants if row.name.endswith("-rounded-int8"))
+    trained = open_variant(out / "variants" / name.replace("-int8", "-torch"))
+    assert trained.manifest.step.options["rounding_bits"] in (7, 8)
+    assert report.steps[name]["search"]["loss"] == "too large"
+
+
+def test_a_model_that_always_answering_one_label_would_beat_is_refused(
+    inputs: Inputs, data: dict[str, str], tmp_path: Path
+) -> None:
+    swapped = tmp_path / "swapped.csv"
+    lines = Path(data["train"]).read_text(encoding="utf-8").splitlines()
+    other = {"negative": "positive", "positive": "negative"}
+    rows = [line.rsplit(",", 1) for line in lines[1:]]
+    swapped.write_text("\n".join([lines[0], *(f"{text},{other[label]}" for text, label in rows)]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"always answering .* --force goes on"):
+        optimize(replace(inputs, train=str(swapped)), tmp_path / "refused", FAST)
+    forced = replace(FAST, budget=Budget(speedup=1e-9), distill=replace(FAST.distill, force=True))
+    assert optimize(replace(inputs, train=str(swapped)), tmp_path / "forced", forced).variants
 
 
 def _shape(report: dict) -> list[str]:

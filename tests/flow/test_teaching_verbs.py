@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hasten import student_search
+from hasten import student_search, training_plan
 from hasten.cli import main
 from hasten.variant import open_variant
 
@@ -72,6 +72,23 @@ def test_distill_takes_further_texts_and_keeps_away_from_what_is_held_out(
     assert made.manifest.step.facts["transfer_texts"] == 1 + round(0.5 * rows)
     assert made.manifest.step.options["objective"] == "mse"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["more.csv", "student"]
+
+
+def test_distill_plans_its_minutes_and_starts_from_the_layers_of_most_influence(
+    hasten: Hasten, trained: Path, data: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_plan, "TIMED_S", 0.05)
+    monkeypatch.setattr(training_plan, "MOST_EPOCHS", 1.0)
+    monkeypatch.setattr(training_plan, "MOST_NEW_TEXTS", 0.25)
+    status, shown, said = hasten(
+        "distill", trained, "--train", data["train"], "--shape", "1x32", "--minutes", 5, "--layers", "influence",
+        "--out", "student",
+    )  # fmt: skip
+    assert status == 0, said
+    made = open_variant(shown.strip()).manifest.step
+    rows = len(Path(data["train"]).read_text(encoding="utf-8").splitlines()) - 1
+    assert made.options["train"]["epochs"] == 1
+    assert made.facts["transfer_texts"] == round(0.25 * rows)
 
 
 @pytest.mark.parametrize(

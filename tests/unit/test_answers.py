@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import recall_score
 
-from hasten.answers import FLIP_EXAMPLES, compare_answers
-from hasten.errors import MeasurementError
+from hasten.answers import FLIP_EXAMPLES, compare_answers, require_better_than_majority
+from hasten.errors import DataError, MeasurementError
 from hasten.measurement import Quality
 
 LABELS = ("bad", "good", "odd")
@@ -64,3 +64,12 @@ def test_without_names_and_texts_the_ids_stand_and_no_text_is_shown() -> None:
 def test_other_rows_are_refused() -> None:
     with pytest.raises(MeasurementError, match="same rows"):
         compare_answers(Quality(predictions=(0,), expected=(0,)), Quality(predictions=(0,), expected=(1,)))
+
+
+def test_what_is_shown_to_be_worse_than_one_label_is_refused() -> None:
+    expected = (0,) * 60 + (1,) * 40
+    worse = Quality(predictions=(1,) * 70 + (0,) * 30, expected=expected)
+    with pytest.raises(DataError, match=r"10\.0% of 100 rows right; always answering 'bad' would have 60\.0%"):
+        require_better_than_majority(worse, LABELS, who="model", rows="rows")
+    near = Quality(predictions=(0,) * 55 + (1,) * 5 + (0,) * 40, expected=expected)
+    require_better_than_majority(near, LABELS, who="model", rows="rows")

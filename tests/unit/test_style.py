@@ -51,7 +51,7 @@ OPTIONS: dict[str, tuple[type, ...]] = {
     "optimize": (Budget, Inputs, OptimizeOptions, ProfileOptions, DistillOptions, TransferOptions, TrainOptions),
     "profile": (ProfileOptions, Inputs),
     "quantize": (QuantizeOptions, Inputs),
-    "distill": (DistillOptions, TransferOptions, TrainOptions, ProfileOptions, Inputs),
+    "distill": (OptimizeOptions, DistillOptions, TransferOptions, TrainOptions, ProfileOptions, Inputs),
     "students": (Budget, ProfileOptions, Inputs),
     "serve": (ServeOptions,),
     "demo": (Budget, ProfileOptions),

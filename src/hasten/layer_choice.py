@@ -1,0 +1,66 @@
+"""Which of a teacher's layers a student starts from: those that change what passes through them most.
+
+Source: Men et al. 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", on block
+influence. We differ in that the first and the last layer have no place of their own: they are measured like the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from hasten.errors import DataError
+from hasten.torch_runtime import load_torch_model
+from hasten.torch_training import TrainingSet
+from hasten.variant import Variant
+
+BATCH = 16
+
+
+def layer_influences(teacher: Variant, texts: Sequence[str]) -> list[float]:
+    """How much each layer changes the hidden states of real texts.
+
+    Args:
+        teacher: A torch variant.
+        texts: Real texts, at least one.
+
+    Returns:
+        1 minus the mean cosine between what goes into a layer and what comes out of it, over all tokens; by layer.
+
+    Raises:
+        DataError: There are no texts.
+    """
+    import torch
+
+    if not texts:
+        raise DataError("layers are chosen by what they do to texts; none were given")
+    model = load_torch_model(teacher)
+    data = TrainingSet.of(teacher, model, texts)
+    kept: Any = 0.0
+    tokens = 0
+    with torch.inference_mode():
+        for start in range(0, len(texts), BATCH):
+            inputs = data.inputs(range(start, min(start + BATCH, len(texts))))
+            real = inputs["attention_mask"].bool()
+            states = model(**inputs, output_hidden_states=True).hidden_states
+            cosines = [
+                torch.nn.functional.cosine_similarity(before, after, dim=-1)[real].sum()
+                for before, after in pairwise(states)
+            ]
+            kept, tokens = kept + torch.stack(cosines), tokens + int(real.sum())
+    return (1 - kept / tokens).tolist()
+
+
+def most_influential(influences: Sequence[float], count: int) -> list[int]:
+    """The layers (from 0) with the largest influence, in their order.
+
+    Args:
+        influences: By layer.
+        count: How many, at most as many as there are.
+
+    Returns:
+        Their numbers.
+    """
+    ranked = sorted(range(len(influences)), key=lambda layer: -influences[layer])
+    return sorted(ranked[:count])
