@@ -1,31 +1,68 @@
 """Dynamic batching and admission: rows that wait, few workers, no timer.
 
 A batch starts as soon as a worker is free, with what waits at that moment, so an idle server adds no delay and a busy
-one batches by itself. The queue is bounded, and what does not fit is refused at once. The property this module is built
-for: **one bad or cancelled request never harms its mates**.
+one batches by itself. A row joins a batch only where the costs say that together is cheaper than one after the other,
+and where it makes no mate late. The queue is bounded; a row is refused at once where it could only be answered after
+its deadline, and one whose deadline cannot be kept any more is not computed. The property this module is built for:
+**one bad or cancelled request never harms its mates**.
 
-Non-goals: models, HTTP, priorities, deadlines. A `Batcher` belongs to one event loop and is not to be called from
-other threads.
+Non-goals: models, HTTP, priorities. A `Batcher` belongs to one event loop and is not to be called from other threads.
 
-Worked example: with `max_batch=8, max_padded_tokens=64`, rows of 20, 50, 24 and 3 tokens wait. The oldest goes (20);
-50 would make 2 × 50 = 100 > 64 and stays; 24 makes 2 × 24 = 48 and goes; 3 would make 3 × 24 = 72 and stays. The next
-batch starts with the row of 50.
+Worked example: with `max_batch=8, max_padded_tokens=64`, rows of 20, 50, 24 and 3 tokens wait, and nothing is known of
+costs. The oldest goes (20); 50 would make 2 × 50 = 100 > 64 and stays; 24 makes 2 × 24 = 48 and goes; 3 would make
+3 × 24 = 72 and stays. The next batch starts with the row of 50.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from hasten.errors import OverloadedError, UsageError
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
+
+
+GAIN = 0.95  # together must save at least a twentieth of what the joining row costs alone
+NEVER = math.inf
+
+
+class Costs(Protocol):
+    """Predicts what `compute` takes; see `hasten.costs`."""
+
+    def seconds(self, rows: int, tokens: int, /) -> float:
+        """What a batch takes on average."""
+        ...
+
+    def bound(self, rows: int, tokens: int, /) -> float:
+        """What it seldom exceeds."""
+        ...
+
+    def observe(self, rows: int, tokens: int, seconds: float, /) -> None:
+        """Learns what one took."""
+        ...
+
+
+class NoCosts:
+    """Knows nothing: every batch is free, and no deadline is in danger before it has passed."""
+
+    def seconds(self, _rows: int, _tokens: int, /) -> float:
+        """Nothing."""
+        return 0.0
+
+    def bound(self, _rows: int, _tokens: int, /) -> float:
+        """Nothing."""
+        return 0.0
+
+    def observe(self, _rows: int, _tokens: int, _seconds: float, /) -> None:
+        """Ignores it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,51 +120,71 @@ class _Waiter(Generic[Item, Row]):
     item: Item
     cost_tokens: int
     admitted_s: float
+    deadline_s: float
     outcome: asyncio.Future[Answer[Row] | _Failure]
 
 
-def take_batch(waiting_tokens: Sequence[int], limits: Limits) -> list[int]:
+def take_batch(
+    waiting_tokens: Sequence[int], limits: Limits, costs: Costs | None = None, left_s: Sequence[float] | None = None
+) -> list[int]:
     """Chooses the next batch.
 
     The oldest row is always taken, so a row in place k waits for at most k batches, whatever arrives behind it. Younger
-    rows follow in their order, passing over those that would make the padded batch too costly.
+    rows follow in their order, passing over those that would make the padded batch too costly: above the limit, no
+    cheaper than one after the other, or too slow for somebody's deadline.
 
     Args:
         waiting_tokens: Length of each waiting row, oldest first.
         limits: What the batch must keep to.
+        costs: What batches take; None knows nothing.
+        left_s: Seconds to each row's deadline; None has none.
 
     Returns:
         Ascending positions in the queue; empty only if nothing waits.
     """
+    costs, left_s = costs or NoCosts(), left_s or [NEVER] * len(waiting_tokens)
     taken: list[int] = []
-    longest = 0
+    longest, soonest_s = 0, NEVER
     for position, tokens in enumerate(waiting_tokens):
-        if len(taken) == limits.max_batch:
+        rows, length, hurry_s = len(taken) + 1, max(longest, tokens), min(soonest_s, left_s[position])
+        if rows > limits.max_batch:
             break
-        padded_tokens = (len(taken) + 1) * max(longest, tokens)
-        if not taken or padded_tokens <= limits.max_padded_tokens:
-            taken.append(position)
-            longest = max(longest, tokens)
+        if taken:
+            apart_s = costs.seconds(rows - 1, longest) + GAIN * costs.seconds(1, tokens)
+            cheaper = rows * length <= limits.max_padded_tokens and costs.seconds(rows, length) <= apart_s
+            if not cheaper or costs.bound(rows, length) > hurry_s:
+                continue
+        taken.append(position)
+        longest, soonest_s = length, hurry_s
     return taken
 
 
 class Batcher(Generic[Item, Row]):
     """Gathers submitted rows into batches and computes them in worker threads."""
 
-    def __init__(self, compute: Callable[[Sequence[Item]], Iterable[Row]], limits: Limits, *, workers: int = 1) -> None:
+    def __init__(
+        self,
+        compute: Callable[[Sequence[Item]], Iterable[Row]],
+        limits: Limits,
+        *,
+        workers: int = 1,
+        costs: Costs | None = None,
+    ) -> None:
         """Starts nothing yet.
 
         Args:
             compute: One row for each item, in order; called in a worker thread, with at least one item.
             limits: Bounds of a batch and of the queue.
             workers: Batches computed at the same time, at least 1; above 1, `compute` must be thread-safe.
+            costs: What batches take; learns from those that are computed. None knows nothing.
         """
         self._compute = compute
         self._limits = limits
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="hasten-batch")
         self._waiting: list[_Waiter[Item, Row]] = []
-        self._running: set[asyncio.Future[_Finished[Row]]] = set()
+        self._running: dict[asyncio.Future[_Finished[Row]], float] = {}  # and when each should be done, at the latest
+        self._costs = costs or NoCosts()
         self._closing = False
 
     @property
@@ -150,45 +207,79 @@ class Batcher(Generic[Item, Row]):
             OverloadedError: They would not: the queue is too full, or the batcher is closing.
         """
         if self._closing:
-            raise OverloadedError("closing: no new requests are taken")
+            raise OverloadedError("closing: no new requests are taken", reason="closing")
         waiting = self.waiting_rows
         if waiting + rows > self._limits.max_queue:
             raise OverloadedError(
-                f"{waiting} rows wait, {rows} more would exceed the limit of {self._limits.max_queue}; try again later"
-            )
+                f"{waiting} rows wait, {rows} more would exceed the limit of {self._limits.max_queue}; try again later",
+                reason="queue full", retry_after_s=self.queued_s(),
+            )  # fmt: skip
 
-    async def submit(self, item: Item, cost_tokens: int) -> Answer[Row]:
+    def queued_s(self) -> float:
+        """Predicted seconds until a worker is free for a row that comes now."""
+        now_s, alive = perf_counter(), self._alive()
+        idle = self._workers - len(self._running)
+        if idle > len(alive):
+            return 0.0
+        running_s = sum(max(0.0, done_s - now_s) for done_s in self._running.values())
+        return (running_s + sum(self._costs.seconds(1, waiter.cost_tokens) for waiter in alive)) / self._workers
+
+    def require_time(self, costs_tokens: Sequence[int], deadline_s: float) -> None:
+        """Checks that more rows would be answered in time.
+
+        Args:
+            costs_tokens: Their lengths; none asks for the queue alone.
+            deadline_s: When they must be answered, on the clock of `perf_counter`.
+
+        Raises:
+            OverloadedError: They could only be answered late.
+        """
+        own_s = sum(self._costs.bound(1, tokens) for tokens in costs_tokens)
+        late_s = perf_counter() + self.queued_s() + own_s - deadline_s
+        if late_s > 0:
+            raise OverloadedError(
+                f"the answer would come {1000 * late_s:.1f} ms after its deadline; try again later", reason="late",
+                retry_after_s=late_s,
+            )  # fmt: skip
+
+    async def submit(self, item: Item, cost_tokens: int, deadline_s: float = NEVER) -> Answer[Row]:
         """Computes one item, in a batch with others if the workers are busy.
 
         Args:
             item: What `compute` takes.
             cost_tokens: Its length, at least 1.
+            deadline_s: When it must be answered, on the clock of `perf_counter`.
 
         Returns:
             The answer. Cancel the call to take a waiting item out of the queue.
 
         Raises:
-            OverloadedError: The queue is full, or the batcher is closing; raised at once.
+            OverloadedError: The queue is full, it would be late, or the batcher is closing, all raised at once; or its
+                deadline came too near while it waited.
             Exception: What `compute` raised for this item, when it was computed alone.
         """
-        return (await self.submit_all([item], [cost_tokens]))[0]
+        return (await self.submit_all([item], [cost_tokens], deadline_s))[0]
 
-    async def submit_all(self, items: Sequence[Item], costs_tokens: Sequence[int]) -> list[Answer[Row]]:
+    async def submit_all(
+        self, items: Sequence[Item], costs_tokens: Sequence[int], deadline_s: float = NEVER
+    ) -> list[Answer[Row]]:
         """Computes several items that belong together: all are admitted, or none.
 
         Args:
             items: What `compute` takes.
             costs_tokens: Their lengths, each at least 1.
+            deadline_s: When they must be answered, on the clock of `perf_counter`.
 
         Returns:
             One answer for each item, in order, when all are there.
 
         Raises:
-            OverloadedError: There is no room for all, or the batcher is closing; raised at once.
+            OverloadedError: There is no room or no time for all, or the batcher is closing, all raised at once; or the
+                deadline came too near while they waited.
             ValueError: A cost is below 1, or there are more or fewer costs than items.
             Exception: What `compute` raised for the first item that failed.
         """
-        outcomes = await asyncio.gather(*self._admit(items, costs_tokens))
+        outcomes = await asyncio.gather(*self._admit(items, costs_tokens, deadline_s))
         answers: list[Answer[Row]] = []
         for outcome in outcomes:
             if isinstance(outcome, _Failure):
@@ -197,15 +288,19 @@ class Batcher(Generic[Item, Row]):
         return answers
 
     def _admit(
-        self, items: Sequence[Item], costs_tokens: Sequence[int]
+        self, items: Sequence[Item], costs_tokens: Sequence[int], deadline_s: float
     ) -> list[asyncio.Future[Answer[Row] | _Failure]]:
         self.require_room(len(items))
         # Checked while only this call can fail: an unusable cost inside the queue would fail every later batch.
         if any(tokens < 1 for tokens in costs_tokens):
             raise ValueError(f"costs in tokens are {list(costs_tokens)}; each must be at least 1")
+        if deadline_s < NEVER:
+            self.require_time(costs_tokens, deadline_s)
         now_s, loop = perf_counter(), asyncio.get_running_loop()
         admitted: list[_Waiter[Item, Row]] = [
-            _Waiter(item=item, cost_tokens=tokens, admitted_s=now_s, outcome=loop.create_future())
+            _Waiter(
+                item=item, cost_tokens=tokens, admitted_s=now_s, deadline_s=deadline_s, outcome=loop.create_future()
+            )
             for item, tokens in zip(items, costs_tokens, strict=True)
         ]
         self._waiting = [*self._alive(), *admitted]
@@ -216,7 +311,8 @@ class Batcher(Generic[Item, Row]):
         while len(self._running) < self._workers and (batch := self._next_batch()):
             items = [waiter.item for waiter in batch]
             running = asyncio.get_running_loop().run_in_executor(self._pool, _run, self._compute, items)
-            self._running.add(running)
+            longest = max(waiter.cost_tokens for waiter in batch)
+            self._running[running] = perf_counter() + self._costs.bound(len(batch), longest)
             running.add_done_callback(partial(self._settle, batch))
 
     def _alive(self) -> list[_Waiter[Item, Row]]:
@@ -224,14 +320,35 @@ class Batcher(Generic[Item, Row]):
         return [waiter for waiter in self._waiting if not waiter.outcome.done()]
 
     def _next_batch(self) -> list[_Waiter[Item, Row]]:
-        alive = self._alive()
-        taken = set(take_batch([waiter.cost_tokens for waiter in alive], self._limits))
+        alive = self._in_time()
+        lengths, now_s = [waiter.cost_tokens for waiter in alive], perf_counter()
+        left_s = [waiter.deadline_s - now_s for waiter in alive]
+        taken = set(take_batch(lengths, self._fair_limits(len(alive)), self._costs, left_s))
         self._waiting = [waiter for position, waiter in enumerate(alive) if position not in taken]
         return [waiter for position, waiter in enumerate(alive) if position in taken]
 
+    def _fair_limits(self, waiting: int) -> Limits:
+        """Limits under which every idle worker gets its share of what waits."""
+        idle = max(1, self._workers - len(self._running))
+        return replace(self._limits, max_batch=max(1, min(self._limits.max_batch, math.ceil(waiting / idle))))
+
+    def _in_time(self) -> list[_Waiter[Item, Row]]:
+        """Those that can still be answered in time; the others are told so."""
+        now_s, kept = perf_counter(), list[_Waiter[Item, Row]]()
+        for waiter in self._alive():
+            if now_s + self._costs.seconds(1, waiter.cost_tokens) <= waiter.deadline_s:
+                kept.append(waiter)
+            else:
+                error = OverloadedError("waited too long to be answered in time; try again later", reason="expired")
+                waiter.outcome.set_result(_Failure(error=error))
+        return kept
+
     def _settle(self, batch: list[_Waiter[Item, Row]], running: asyncio.Future[_Finished[Row]]) -> None:
-        self._running.discard(running)
+        del self._running[running]
         finished = running.result()
+        if not any(isinstance(outcome, _Failure) for outcome in finished.outcomes):
+            longest = max(waiter.cost_tokens for waiter in batch)
+            self._costs.observe(len(batch), longest, finished.ended_s - finished.started_s)
         for waiter, outcome in zip(batch, finished.outcomes, strict=True):
             if not waiter.outcome.done():
                 waiter.outcome.set_result(_answer(waiter, outcome, finished, len(batch)))

@@ -196,6 +196,10 @@ def serve(
     workers: Annotated[
         int | None, typer.Option(help="Inferences at the same time; the folder's measured plan says if not given.")
     ] = SERVE.workers,
+    p99_ms: Annotated[
+        float | None,
+        typer.Option(help="Deadline of a request that names none, in milliseconds; refused if out of reach."),
+    ] = SERVE.p99_ms,
     max_batch: Annotated[int, typer.Option(help="Most texts in one inference.")] = SERVE.max_batch,
     max_queue: Annotated[int, typer.Option(help="Most texts waiting; what goes beyond is refused.")] = SERVE.max_queue,
 ) -> None:
@@ -204,7 +208,14 @@ def serve(
 
     logging.getLogger("hasten").setLevel(logging.INFO)
     options = replace(
-        SERVE, host=host, port=port, threads=threads, workers=workers, max_batch=max_batch, max_queue=max_queue
+        SERVE,
+        host=host,
+        port=port,
+        threads=threads,
+        workers=workers,
+        p99_ms=p99_ms,
+        max_batch=max_batch,
+        max_queue=max_queue,
     )
     server.serve(folder, options)
 

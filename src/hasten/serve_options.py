@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hasten.errors import UsageError
 from hasten.measurement import available_cores, this_host
 from hasten.variant import ThreadPlan
 
@@ -17,7 +18,10 @@ class ServeOptions:
         port: Port to listen on; 0 takes a free one.
         threads: Threads of one inference; None leaves it to the folder's plan, or without one shares out all cores.
         workers: Inferences at the same time, at least 1; None leaves it to the folder's plan, or without one takes 1.
-        max_batch: Most texts in one inference; a variant that is not batch-invariant is always served one by one.
+        p99_ms: Milliseconds in which a request must be answered that names no deadline itself, above 0; what could only
+            be answered later is refused. None has no deadline.
+        max_batch: Most texts in one inference, where the measured costs speak for more than one; a variant that is not
+            batch-invariant is always served one by one.
         max_padded_tokens: Highest cost of an inference of several texts, texts × longest.
         max_queue: Most texts waiting, those being tokenized included; what goes beyond is refused with 429.
         max_rows: Most texts in a request; never more than `max_queue`.
@@ -28,11 +32,21 @@ class ServeOptions:
     port: int = 8000
     threads: int | None = None
     workers: int | None = None
+    p99_ms: float | None = None
     max_batch: int = 8
     max_padded_tokens: int = 1024
     max_queue: int = 64
     max_rows: int = 32
     max_body_bytes: int = 256 * 1024
+
+    def __post_init__(self) -> None:
+        """Checks the deadline.
+
+        Raises:
+            UsageError: It is not above 0, or not finite.
+        """
+        if self.p99_ms is not None and not 0 < self.p99_ms < float("inf"):
+            raise UsageError(f"--p99-ms is a number of milliseconds above 0, not {self.p99_ms:g}")
 
     def layout(self, plan: ThreadPlan | None) -> tuple[int, int]:
         """Inferences at the same time, and threads of each.

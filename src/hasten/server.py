@@ -9,9 +9,10 @@ GET  /metrics   Prometheus
 GET  /          what this is
 ```
 
-A text is tokenized before it queues; what does not fit the queue is refused at once with 429. A reply tells how long
-its parts took (`x-hasten-tokenize-ms`, `-queue-ms`, `-inference-ms`; of several texts, those of the slowest) and which
-artifact answered (`x-hasten-artifact`).
+A text is tokenized before it queues. What could only be answered after its deadline (`x-hasten-deadline-ms`, or the
+server's own) is refused at once with 429, as is what does not fit the queue. A reply tells how long its parts took
+(`x-hasten-tokenize-ms`, `-queue-ms`, `-inference-ms`; of several texts, those of the slowest) and which artifact
+answered (`x-hasten-artifact`).
 
 Source: `/predict` of Hugging Face Text Embeddings Inference. We differ: a flat list is a batch, as `[["a"], ["b"]]` is
 (there, `["a", "b"]` is one pair; pairs are refused here); texts are truncated unless `"truncate": false`.
@@ -22,13 +23,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -41,53 +42,24 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from hasten import __version__
-from hasten.batching import Answer, Batcher, Limits
+from hasten.batching import NEVER, Answer, Batcher, Limits
+from hasten.costs import CostModel, measure_costs
 from hasten.errors import ArtifactError, DataError, OverloadedError, UsageError
 from hasten.golden import other_machine, replay_golden
-from hasten.runtime import Logits, Runtime, open_runtime, softmax
+from hasten.predict_api import RequestError, named_scores, parse_question
+from hasten.runtime import Logits, Runtime, open_runtime
 from hasten.serve_options import ServeOptions
 from hasten.tokenization import Encoding
 from hasten.variant import open_variant
 
 BUCKETS_S = tuple(float(f"{digits}e{power}") for power in range(-4, 1) for digits in (1, 1.5, 2, 3, 4, 5, 7))
 BUCKETS_ROWS = (1, 2, 4, 8, 16, 32, 64)
-WARM_UP_TOKENS = (1, 8, 32, 128, 512)
+DEADLINE = "x-hasten-deadline-ms"
 TOKENIZERS = 2  # more than one, so that a long text does not hold up the short ones behind it
 DRAIN_S = 30
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Parameters:
-    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
-    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Question:
-    inputs: str | list[str | list[str]]
-    raw_scores: bool | None = None
-    truncate: bool | None = None
-    parameters: _Parameters | None = None
-
-    def texts(self, most: int) -> list[str]:
-        rows = [self.inputs] if isinstance(self.inputs, str) else self.inputs
-        if len(rows) > most:
-            raise _RequestError(413, "validation", f"{len(rows)} texts in one request; send at most {most}")
-        if any(isinstance(row, list) and len(row) != 1 for row in rows):
-            raise _RequestError(422, "validation", "a list inside `inputs` must hold one text; pairs are not supported")
-        texts = [row if isinstance(row, str) else row[0] for row in rows]
-        if not all(texts) or not texts:
-            raise _RequestError(422, "empty", "`inputs` holds no text, or an empty one")
-        return texts
-
-
-class _RequestError(HTTPException):
-    def __init__(self, status: int, kind: str, text: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(status, text, headers)
-        self.kind = kind
 
 
 class _Metrics:
@@ -96,8 +68,16 @@ class _Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("hasten_requests", "Requests to classify, by status.", ["status"], registry=registry)
-        self.refusals = Counter("hasten_refusals", "Requests refused because the queue was full.", registry=registry)
+        self.refusals = Counter(
+            "hasten_refusals", "Requests refused for lack of room or time, by reason.", ["reason"], registry=registry
+        )
+        self.misses = Counter(
+            "hasten_deadline_misses", "Requests answered after their deadline.", registry=registry
+        )  # fmt: skip
         self.queue = Gauge("hasten_queue_rows", "Texts waiting for an inference.", registry=registry)
+        self.queued = Gauge(
+            "hasten_queue_predicted_seconds", "Until an inference is free for a text that comes now.", registry=registry
+        )  # fmt: skip
         self.batch = Histogram("hasten_batch_rows", "Texts in an inference.", buckets=BUCKETS_ROWS, registry=registry)
         self.seconds = {
             stage: Histogram(f"hasten_{stage}_seconds", f"Time of {stage}.", buckets=BUCKETS_S, registry=registry)
@@ -118,13 +98,14 @@ class _Service:
         self._tokenizing_rows = 0
         self._tokenizers: ThreadPoolExecutor
         self._batcher: Batcher[Encoding, Logits]
+        self._default_s = NEVER if options.p99_ms is None else options.p99_ms / 1000
         self.ready = False
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncGenerator[None]:
         with ThreadPoolExecutor(TOKENIZERS, thread_name_prefix="hasten-tokenize") as self._tokenizers:
-            await asyncio.get_running_loop().run_in_executor(self._tokenizers, self._warm_up)
-            self._batcher = Batcher(self._compute, self._limits, workers=self._workers)
+            costs = await asyncio.get_running_loop().run_in_executor(self._tokenizers, self._warm_up)
+            self._batcher = Batcher(self._compute, self._limits, workers=self._workers, costs=costs)
             self.ready = True
             try:
                 yield
@@ -132,10 +113,12 @@ class _Service:
                 self.ready = False
                 await self._batcher.close()
 
-    def _warm_up(self) -> None:
-        for tokens in sorted({min(tokens, self._max_tokens) for tokens in WARM_UP_TOKENS}):
-            self._runtime.infer(self._runtime.encode(["a " * tokens]))
-        self._runtime.infer(self._runtime.encode(["a"] * self._limits.max_batch))
+    def _warm_up(self) -> CostModel:
+        limits = self._limits
+        return measure_costs(
+            self._runtime, max_tokens=self._max_tokens, max_batch=limits.max_batch,
+            max_padded_tokens=limits.max_padded_tokens,
+        )  # fmt: skip
 
     def _compute(self, encodings: Sequence[Encoding]) -> Logits:
         self._metrics.batch.observe(len(encodings))
@@ -144,7 +127,7 @@ class _Service:
     async def predict(self, request: Request, *, nested: bool = False) -> Response:
         started_s = perf_counter()
         try:
-            response = await self._classify(request, nested=nested)
+            response = await self._classify(request, started_s, nested=nested)
         except Exception as error:
             response = await _refusal(request, self._explain(error))
         response.headers["x-hasten-artifact"] = self._identity["digest"]
@@ -152,25 +135,42 @@ class _Service:
         self._metrics.seconds["total"].observe(perf_counter() - started_s)
         return response
 
-    async def _classify(self, request: Request, *, nested: bool) -> Response:
+    async def _classify(self, request: Request, started_s: float, *, nested: bool) -> Response:
         if not self.ready:
-            raise OverloadedError("not ready: starting or closing")
-        question = _parse(await _read(request, self._options.max_body_bytes))
+            raise OverloadedError("not ready: starting or closing", reason="closing")
+        deadline_s = started_s + self._allowed_s(request)
+        question = parse_question(await _read(request, self._options.max_body_bytes))
         texts = question.texts(min(self._options.max_rows, self._limits.max_queue))
-        answers, tokenize_s = await _unless_gone(request, self._answer(texts, question.truncate))
+        answers, tokenize_s = await _unless_gone(request, self._answer(texts, question.truncate, deadline_s))
         slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
-        rows = _named(np.stack([answer.row for answer in answers]), self._runtime.labels, question)
+        rows = named_scores(np.stack([answer.row for answer in answers]), self._runtime.labels, question)
         content = rows[0] if isinstance(question.inputs, str) and not nested else rows
+        if perf_counter() > deadline_s:
+            self._metrics.misses.inc()
         return _json(content, headers=self._timed(tokenize_s, slowest))
 
-    async def _answer(self, texts: list[str], truncate: bool | None) -> tuple[list[Answer[Logits]], float]:
+    def _allowed_s(self, request: Request) -> float:
+        """Seconds that the request may take: what it says itself, or the server's."""
+        if (text := request.headers.get(DEADLINE)) is None:
+            return self._default_s
+        with contextlib.suppress(ValueError):
+            if 0 < (allowed_ms := float(text)) < NEVER:
+                return allowed_ms / 1000
+        raise RequestError(422, "validation", f"{DEADLINE} is a number of milliseconds above 0, not {text!r}")
+
+    async def _answer(
+        self, texts: list[str], truncate: bool | None, deadline_s: float
+    ) -> tuple[list[Answer[Logits]], float]:
+        if deadline_s < NEVER:
+            self._batcher.require_time([], deadline_s)  # before the work of tokenizing, and with it below
         started_s = perf_counter()
         encodings = await self._encode(texts)
         tokenize_s = perf_counter() - started_s
         if truncate is False and any(len(encoding) >= self._max_tokens for encoding in encodings):
             # The tokenizer cuts at the limit, so a text of exactly that length cannot be told from a longer one.
-            raise _RequestError(422, "validation", f"a text is not below {self._max_tokens} tokens; set `truncate`")
-        answers = await self._batcher.submit_all(encodings, [max(1, len(encoding)) for encoding in encodings])
+            raise RequestError(422, "validation", f"a text is not below {self._max_tokens} tokens; set `truncate`")
+        lengths = [max(1, len(encoding)) for encoding in encodings]
+        answers = await self._batcher.submit_all(encodings, lengths, deadline_s)
         return answers, tokenize_s
 
     async def _encode(self, texts: list[str]) -> list[Encoding]:
@@ -189,22 +189,23 @@ class _Service:
             self._metrics.seconds[stage].observe(seconds)
         return {f"x-hasten-{stage}-ms": f"{1000 * seconds:.3f}" for stage, seconds in stages_s.items()}
 
-    def _explain(self, error: Exception) -> _RequestError:
+    def _explain(self, error: Exception) -> RequestError:
         match error:
-            case _RequestError():
+            case RequestError():
                 return error
             case OverloadedError() if self.ready:
-                self._metrics.refusals.inc()
-                return _RequestError(429, "overloaded", str(error), {"retry-after": "1"})
+                self._metrics.refusals.labels(error.reason).inc()
+                wait_s = max(1, math.ceil(error.retry_after_s))
+                return RequestError(429, "overloaded", str(error), {"retry-after": str(wait_s)})
             case OverloadedError():
-                return _RequestError(503, "unhealthy", str(error), {"retry-after": "1"})
+                return RequestError(503, "unhealthy", str(error), {"retry-after": "1"})
             case DataError():
-                return _RequestError(422, "tokenizer", str(error))
+                return RequestError(422, "tokenizer", str(error))
             case ClientDisconnect():
-                return _RequestError(499, "cancelled", "the client left")
+                return RequestError(499, "cancelled", "the client left")
             case _:
                 _log.error("inference failed", exc_info=error)
-                return _RequestError(500, "backend", "inference failed; the server's log tells why")
+                return RequestError(500, "backend", "inference failed; the server's log tells why")
 
     async def root(self, request: Request) -> Response:
         if request.method == "POST":
@@ -218,6 +219,7 @@ class _Service:
 
     async def metrics(self, _request: Request) -> Response:
         self._metrics.queue.set(self._batcher.waiting_rows if self.ready else 0)
+        self._metrics.queued.set(self._batcher.queued_s() if self.ready else 0)
         return Response(generate_latest(self._metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
@@ -325,17 +327,8 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
-            raise _RequestError(413, "validation", f"the body is above {max_bytes} bytes", {"connection": "close"})
+            raise RequestError(413, "validation", f"the body is above {max_bytes} bytes", {"connection": "close"})
     return bytes(body)
-
-
-def _parse(body: bytes) -> _Question:
-    try:
-        return msgspec.json.decode(body, type=_Question)
-    except msgspec.ValidationError as error:
-        raise _RequestError(422, "validation", str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _RequestError(400, "validation", f"the body is not JSON: {error}") from error
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -353,29 +346,10 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         gone.cancel()
 
 
-def _named(logits: Logits, labels: Sequence[str], question: _Question) -> list[list[dict[str, Any]]]:
-    """Labels with their scores, best first, for each text."""
-    parameters = question.parameters or _Parameters()
-    scores = _scores(logits, "none" if question.raw_scores else parameters.function_to_apply)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, : parameters.top_k]
-    return [
-        [{"label": labels[label], "score": float(row[label])} for label in order]
-        for row, order in zip(scores, best, strict=True)
-    ]
-
-
-def _scores(logits: Logits, function: str | None) -> Logits:
-    if not np.isfinite(logits).all():
-        raise RuntimeError("the model answers NaN or infinity")
-    if function == "none":
-        return logits
-    return np.exp(-np.logaddexp(0, -logits)) if function == "sigmoid" else softmax(logits)
-
-
 def _json(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
 
 
 async def _refusal(_request: Request, error: Any) -> Response:
-    kind = error.kind if isinstance(error, _RequestError) else "validation"
+    kind = error.kind if isinstance(error, RequestError) else "validation"
     return _json({"error": error.detail, "error_type": kind}, status=error.status_code, headers=error.headers)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hasten import training_plan
+from hasten import quantization_search, training_plan
 from hasten.budget import Budget
 from hasten.cli import main
 from hasten.errors import DataError, HastenError
@@ -73,7 +73,12 @@ def test_a_budget_that_nothing_meets_goes_the_whole_road_and_chooses_nothing(who
     assert {row["verdict"] for row in report["variants"]} == {"missed"}
 
 
-def test_a_student_that_int8_costs_too_much_is_trained_on_with_its_products_rounded(inputs: Inputs, out: Path) -> None:
+def test_a_student_that_int8_costs_too_much_is_trained_on_with_its_products_rounded(
+    inputs: Inputs, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantization_search, "CALIBRATIONS", ("minmax",))
+    monkeypatch.setattr(quantization_search, "SMOOTHINGS", (0.7,))
+    monkeypatch.setattr(quantization_search, "SENSITIVITY_TEXTS", 4)
     report = optimize(inputs, out, replace(FAST, max_lost_points=-1000.0, seeds=1, simple=False))
     (name,) = (row.name for row in report.variants if row.name.endswith("-rounded-int8"))
     trained = open_variant(out / "variants" / name.replace("-int8", "-torch"))
@@ -86,8 +91,9 @@ def test_a_model_that_always_answering_one_label_would_beat_is_refused(
 ) -> None:
     swapped = tmp_path / "swapped.csv"
     lines = Path(data["train"]).read_text(encoding="utf-8").splitlines()
-    other = {"negative": "positive", "positive": "negative"}
     rows = [line.rsplit(",", 1) for line in lines[1:]]
+    names = sorted({label for _, label in rows})
+    other = dict(zip(names, [*names[1:], names[0]], strict=True))
     swapped.write_text("\n".join([lines[0], *(f"{text},{other[label]}" for text, label in rows)]), encoding="utf-8")
     with pytest.raises(DataError, match=r"always answering .* --force goes on"):
         optimize(replace(inputs, train=str(swapped)), tmp_path / "refused", FAST)

@@ -36,7 +36,7 @@ def test_what_the_queue_cannot_hold_is_refused_at_once_and_whole() -> None:
         assert [reply.status_code for reply in await asyncio.gather(*tasks)] == [200, 200, 200]
         assert runtime.batches == [["running"], ["waiting", "fits"]]
         metrics = (await client.get("/metrics")).text
-        assert "hasten_refusals_total 2.0" in metrics
+        assert 'hasten_refusals_total{reason="queue full"} 2.0' in metrics
         assert 'hasten_requests_total{status="429"} 2.0' in metrics
 
     runtime = GatedRuntime()

@@ -1,0 +1,121 @@
+"""What an inference costs: seconds by rows and padded tokens, measured at start and corrected by every batch since.
+
+A transformer's inference takes a while whatever it is given, a time for each token (its products), and one for each
+pair of tokens of a row (its attention): t(rows, tokens) = a + b · rows · tokens + c · rows · tokens². The three are
+fitted to a few shapes, with none below 0. What this machine does under traffic differs from what it did when idle, so
+every batch moves a factor on t, and the spread of that factor makes the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.runtime import Runtime
+from hasten.tokenization import Encoding
+
+SHAPES_TOKENS = (8, 32, 128, 512)
+RUNS, SHAPE_BUDGET_S = 5, 0.25
+WEIGHT = 0.05  # of a new batch in the factor
+DEVIATIONS = 3.0  # mean absolute ones; beyond them lies less than 1 % of a normal distribution
+LEAST_SPREAD = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One inference that was timed.
+
+    Attributes:
+        rows: Rows of the batch.
+        tokens: Its length, padding included.
+        seconds: What it took.
+    """
+
+    rows: int
+    tokens: int
+    seconds: float
+
+
+class CostModel:
+    """Predicts inferences of one variant on this machine; not to be called from several threads at once."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        """Fits the surface.
+
+        Args:
+            samples: Timed inferences, at least one, of seconds above 0.
+        """
+        from scipy.optimize import nnls
+
+        taken = np.array([sample.seconds for sample in samples])
+        terms = np.array([_terms(sample.rows, sample.tokens) for sample in samples])
+        self._weights: NDArray[np.float64] = nnls(terms / taken[:, None], np.ones(len(taken)))[0]
+        ratios = taken / (terms @ self._weights)
+        self._factor = float(np.median(ratios))
+        self._spread = max(LEAST_SPREAD, float(np.abs(ratios - self._factor).mean()))
+
+    def seconds(self, rows: int, tokens: int) -> float:
+        """What an inference takes on average.
+
+        Args:
+            rows: Rows of the batch, at least 1.
+            tokens: Its length, padding included, at least 1.
+
+        Returns:
+            Seconds.
+        """
+        return self._factor * self._surface(rows, tokens)
+
+    def bound(self, rows: int, tokens: int) -> float:
+        """What it seldom exceeds; arguments and unit as of `seconds`."""
+        return (self._factor + DEVIATIONS * self._spread) * self._surface(rows, tokens)
+
+    def observe(self, rows: int, tokens: int, seconds: float) -> None:
+        """Learns what one took; arguments as of `seconds`."""
+        ratio = seconds / self._surface(rows, tokens)
+        ratio = min(ratio, self._factor + 10 * self._spread)  # one stall must not close the door on everybody
+        self._spread += WEIGHT * (abs(ratio - self._factor) - self._spread)
+        self._factor += WEIGHT * (ratio - self._factor)
+
+    def _surface(self, rows: int, tokens: int) -> float:
+        return float(_terms(rows, tokens) @ self._weights)
+
+
+def _terms(rows: int, tokens: int) -> NDArray[np.float64]:
+    return np.array([1.0, rows * tokens, rows * tokens**2])
+
+
+def measure_costs(runtime: Runtime, *, max_tokens: int, max_batch: int, max_padded_tokens: int) -> CostModel:
+    """Times inferences of several shapes, which warms the runtime up as well.
+
+    Args:
+        runtime: What to run.
+        max_tokens: Longest input.
+        max_batch: Most rows of a batch.
+        max_padded_tokens: Highest rows × tokens of a batch of several rows.
+
+    Returns:
+        The fitted surface.
+    """
+    samples: list[Sample] = []
+    for wanted in SHAPES_TOKENS:
+        row = runtime.encode(["a " * min(wanted, max_tokens)])[0]
+        largest = min(max_batch, max(1, max_padded_tokens // len(row)))
+        for rows in sorted({1, max(1, largest // 2), largest}):
+            samples += _timed(runtime, [row] * rows)
+    return CostModel(samples)
+
+
+def _timed(runtime: Runtime, batch: list[Encoding]) -> list[Sample]:
+    """Some runs after one that does not count."""
+    runtime.infer(batch)
+    began, samples = perf_counter(), list[Sample]()
+    while len(samples) < RUNS and perf_counter() - began < SHAPE_BUDGET_S:
+        started = perf_counter()
+        runtime.infer(batch)
+        samples.append(Sample(rows=len(batch), tokens=len(batch[0]), seconds=perf_counter() - started))
+    return samples

@@ -1,0 +1,139 @@
+"""Deadlines: what would be late is refused at once, what became late is not computed, and nobody is made late."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from time import perf_counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from serving import GatedRuntime, open_gate, post, visit
+from test_batching import LENGTHS, LIMITS, WIDE, Gate, run
+
+from hasten.batching import GAIN, NEVER, Batcher, Limits, take_batch
+from hasten.errors import OverloadedError
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A start and a time for each padded token, exactly."""
+
+    start_s: float = 0.0
+    token_s: float = 0.001
+
+    def seconds(self, rows: int, tokens: int, /) -> float:
+        return self.start_s + self.token_s * rows * tokens
+
+    def bound(self, rows: int, tokens: int, /) -> float:
+        return 1.1 * self.seconds(rows, tokens)
+
+    def observe(self, _rows: int, _tokens: int, _seconds: float, /) -> None:
+        """Knows it all already."""
+
+
+COSTS = st.builds(Linear, start_s=st.floats(0, 0.1), token_s=st.floats(1e-4, 0.01))
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.floats(0, 2)), max_size=20), LIMITS, COSTS)
+def test_nobody_joins_who_makes_it_dearer_or_makes_a_mate_late(
+    rows: list[tuple[int, float]], limits: Limits, costs: Linear
+) -> None:
+    lengths, left_s = [tokens for tokens, _ in rows], [left for _, left in rows]
+    taken = take_batch(lengths, limits, costs, left_s)
+    assert taken[:1] == ([0] if rows else [])
+    if len(taken) > 1:
+        length = max(lengths[position] for position in taken)
+        assert costs.bound(len(taken), length) <= min(left_s[position] for position in taken)
+        assert costs.seconds(len(taken), length) <= sum(costs.seconds(1, lengths[p]) for p in taken)
+
+
+@given(LENGTHS)
+def test_where_a_batch_saves_nothing_texts_go_one_by_one(lengths: list[int]) -> None:
+    assert take_batch(lengths, WIDE, Linear(start_s=0.0)) == [0][: len(lengths)]
+
+
+def test_equal_lengths_share_a_start_that_is_worth_it() -> None:
+    assert take_batch([10] * 5, WIDE, Linear(start_s=0.01 / GAIN)) == [0, 1, 2, 3, 4]
+
+
+def test_what_would_be_late_is_refused_at_once_and_says_when_to_come_again() -> None:
+    async def script() -> None:
+        gate = Gate()
+        batcher = Batcher(gate, WIDE, costs=Linear(token_s=0.1))
+        running = asyncio.create_task(batcher.submit("x" * 10, 10))
+        await gate.inside()
+        assert batcher.queued_s() == pytest.approx(1.1, abs=0.2)
+        with pytest.raises(OverloadedError, match="after its deadline") as refused:
+            await batcher.submit("y", 1, perf_counter() + 0.5)
+        assert refused.value.reason == "late"
+        assert refused.value.retry_after_s == pytest.approx(0.7, abs=0.2)
+        fits = asyncio.create_task(batcher.submit("z", 1, perf_counter() + 5))
+        await asyncio.sleep(0)
+        gate.opened.set()
+        assert [answer.row for answer in await asyncio.gather(running, fits)] == ["X" * 10, "Z"]
+        await batcher.close()
+
+    run(script())
+
+
+def test_what_became_late_while_it_waited_is_told_so_and_not_computed() -> None:
+    async def script() -> None:
+        gate = Gate()
+        batcher = Batcher(gate, WIDE)
+        running = asyncio.create_task(batcher.submit("running", 7))
+        await gate.inside()
+        late = asyncio.create_task(batcher.submit("late", 4, perf_counter() + 0.02))
+        patient = asyncio.create_task(batcher.submit("patient", 7, perf_counter() + 60))
+        await asyncio.sleep(0.05)
+        gate.opened.set()
+        outcomes = await asyncio.gather(running, late, patient, return_exceptions=True)
+        assert isinstance(outcomes[1], OverloadedError)
+        assert outcomes[1].reason == "expired"
+        assert outcomes[2].row == "PATIENT"
+        assert [item for batch in gate.batches for item in batch] == ["running", "patient"]
+        await batcher.close()
+
+    run(script())
+
+
+def test_idle_workers_share_what_waits() -> None:
+    async def script() -> None:
+        gate = Gate(open_=True)
+        batcher = Batcher(gate, WIDE, workers=2)
+        await batcher.submit_all(["a", "b", "c", "d"], [1] * 4)
+        assert sorted(map(len, gate.batches)) == [2, 2]
+        await batcher.close()
+
+    run(script())
+
+
+@given(st.floats(allow_nan=True, allow_infinity=True))
+def test_without_costs_and_deadlines_nothing_is_ever_late(left_s: float) -> None:
+    if left_s > 0:
+        assert take_batch([3, 3], WIDE, None, [NEVER, left_s]) == [0, 1]
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "nan", "inf", "soon", ""])
+def test_a_deadline_without_meaning_is_a_clear_error(value: str) -> None:
+    reply = post({"inputs": "a"}, runtime=GatedRuntime(gate=open_gate()))
+    assert reply.status_code == 200
+
+    async def ask(client):
+        return await client.post("/predict", json={"inputs": "a"}, headers={"x-hasten-deadline-ms": value})
+
+    reply = visit(ask)
+    assert reply.status_code == 422
+    assert "x-hasten-deadline-ms is a number of milliseconds above 0" in reply.json()["error"]
+
+
+def test_a_deadline_out_of_reach_is_refused_and_counted() -> None:
+    async def ask(client):
+        reply = await client.post("/predict", json={"inputs": "a"}, headers={"x-hasten-deadline-ms": "0.000001"})
+        return reply, (await client.get("/metrics")).text
+
+    reply, metrics = visit(ask)
+    assert (reply.status_code, reply.json()["error_type"]) == (429, "overloaded")
+    assert int(reply.headers["retry-after"]) >= 1
+    assert 'hasten_refusals_total{reason="late"} 1.0' in metrics
