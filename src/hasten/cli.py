@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from hasten.budget import Budget, Gate
+from hasten.cli_bench import bench_app
 from hasten.cli_options import (
     DISTILL,
     GUIDE,
@@ -75,6 +76,7 @@ app = typer.Typer(
 
 app.add_typer(steps)
 app.add_typer(teaching)
+app.add_typer(bench_app)
 
 
 @app.callback()

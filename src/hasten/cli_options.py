@@ -10,6 +10,7 @@ import typer
 from hasten.budget import Budget
 from hasten.errors import UsageError
 from hasten.guidance import GuideOptions
+from hasten.load import LoadOptions
 from hasten.optimize_options import OptimizeOptions
 from hasten.profiling import ProfileOptions
 from hasten.quantization import QuantizeOptions
@@ -18,7 +19,7 @@ from hasten.teaching import DistillOptions
 from hasten.torch_training import TrainOptions
 from hasten.transfer import TransferOptions
 
-SERVE, GUIDE, TRANSFER = ServeOptions(), GuideOptions(), TransferOptions()
+SERVE, GUIDE, TRANSFER, LOAD = ServeOptions(), GuideOptions(), TransferOptions(), LoadOptions()
 OPTIMIZE, PROFILE, QUANTIZE, DISTILL, TRAIN = (
     OptimizeOptions(budget=Budget(speedup=1.0)), ProfileOptions(), QuantizeOptions(), DistillOptions(), TrainOptions(),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from hasten import report_words as words
 from hasten.budget import Budget
+from hasten.load import Load
 from hasten.report import Report, ShapeRow, VariantRow
 from hasten.report_words import COLUMNS, Cell, Column, Grid
 
@@ -75,6 +76,28 @@ def shapes_as_terminal(shapes: Sequence[ShapeRow], budget: Budget, *, width: int
         console.print(words.latency_promise(budget), style="dim")
         console.print(Padding(table, (1, 0)))
         console.print(words.shape_reason(shapes))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def trials_as_terminal(trials: Sequence[Load], *, width: int = 100, color: bool = False) -> str:
+    """Loads that were offered to a server, one a row.
+
+    Args:
+        trials: What became of each.
+        width: Columns of the terminal.
+        color: Whether to add colours.
+
+    Returns:
+        Lines that end in a line break.
+    """
+    console = _console(width, color=color)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    for title in words.TRIAL_HEADER:
+        table.add_column(Text(title), justify="left" if title in LEFT_ALIGNED else "right", no_wrap=True)
+    for trial in trials:
+        table.add_row(*words.trial_cells(trial), style="bold" if trial.holds else "")
+    with console.capture() as capture:
+        console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 

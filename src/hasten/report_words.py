@@ -14,6 +14,7 @@ import msgspec
 from hasten.answers import ClassRow
 from hasten.budget import Budget, Judgement
 from hasten.intervals import Interval
+from hasten.load import Load
 from hasten.measurement import GROUPS
 from hasten.report import Report, ShapeRow, VariantRow
 
@@ -21,6 +22,7 @@ LIMIT_UNITS = {"p99_ms": "samples per variant", "speedup": "samples per variant"
 NONE = "–"
 MARK = "▶"
 SHAPE_HEADER = ("layers x hidden", "parameters", "p50 (ms)", "p99 (ms)", "speed-up", "latency")
+TRIAL_HEADER = ("rate (1/s)", "requests", "late", "refused", "errors", "goodput (1/s)", "p50 (ms)", "p99 (ms)", "p99")
 LONGEST_VALUE = 200
 EXTREMES = 5
 
@@ -316,6 +318,14 @@ def _class_cell(row: ClassRow) -> str:
 
 def _with_interval(cell: Cell) -> str:
     return f"{cell.text} ({cell.interval})" if cell.interval else cell.text
+
+
+def trial_cells(trial: Load) -> tuple[str, ...]:
+    """A load's figures, as many as `TRIAL_HEADER` has titles."""
+    p50, p99 = (ms_cell(trial.percentile(q)) if trial.latencies_ms else Cell(text=NONE) for q in (50, 99))
+    counts = (trial.offered, len(trial.latencies_ms) - trial.good, len(trial.refused_ms), sum(trial.errors.values()))
+    shown = (f"{trial.rate:.1f}", *(f"{number:,}" for number in counts), f"{trial.goodput:.1f}")
+    return (*shown, p50.text, _with_interval(p99), "holds" if trial.holds else "not shown")
 
 
 def machine_grid(report: Report) -> Grid:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from hasten.budget import Budget
+from hasten.load import LoadOptions
 from hasten.pipeline import Inputs, OptimizeOptions
 from hasten.profiling import ProfileOptions
 from hasten.quantization import QuantizeOptions
@@ -41,6 +42,8 @@ HEAVY = {
     "nncf",
     "sklearn",
     "rapidfuzz",
+    "aiohttp",
+    "hdrh",
 }
 NOT_AT_START = {"torch", "transformers", "onnx", "onnxruntime", "scipy", "datasets", "plotly", "tokenizers", "openvino"}
 ROOMS = {"onnx_fusion", "packing", "integer_products"}  # all about a heavy library; only functions import them
@@ -54,6 +57,7 @@ OPTIONS: dict[str, tuple[type, ...]] = {
     "distill": (OptimizeOptions, DistillOptions, TransferOptions, TrainOptions, ProfileOptions, Inputs),
     "students": (Budget, ProfileOptions, Inputs),
     "serve": (ServeOptions,),
+    "bench": (LoadOptions,),
     "demo": (Budget, ProfileOptions),
 }
 OF_THE_RUN = {"threads"}  # a step's own default is one thread; a verb gives it the cores at hand

@@ -1,0 +1,278 @@
+"""Open-loop load: requests are sent when they are due, whether or not earlier ones were answered, as users do.
+
+Gaps between requests are exponential (a Poisson process), and latency counts from the moment a request was due, not
+from when it could be sent, so that a stall is seen by everybody who would have met it ("coordinated omission" is what
+a closed loop does instead). Refusals and errors are counted as what they are and never as fast answers.
+
+Source: Schroeder, Wierman and Harchol-Balter 2006, "Open Versus Closed: A Cautionary Tale".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten import intervals
+from hasten.errors import MeasurementError, MissingExtraError, UsageError
+from hasten.intervals import Interval
+
+REFUSED = (429, 503)
+FAILED = 0
+TIMEOUT_S = 30.0
+ALLOWED_MISSES = 0.01  # what a p99 allows
+PRECISION = 0.05  # of the rate that is looked for
+OVERHEAD_S, OVERHEAD_RATE = 2.0, 50.0
+HIGHEST_MS, DIGITS = 60_000, 3
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What is offered.
+
+    Attributes:
+        rate: Requests a second, on average; above 0.
+        seconds: How long, above 0.
+        p99_ms: Within how many milliseconds an answer is good, above 0; sent along as each request's deadline.
+        seed: Seed of the gaps and of the order of texts.
+    """
+
+    rate: float = 50.0
+    seconds: float = 10.0
+    p99_ms: float = 50.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UsageError: A value is out of range.
+        """
+        for name in ("rate", "seconds", "p99_ms"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UsageError(f"{name} must be above 0, not {getattr(self, name):g}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What became of an offered load.
+
+    Attributes:
+        rate: Requests a second that were due, on average.
+        seconds: For how long.
+        p99_ms: Within how many milliseconds an answer was good.
+        latencies_ms: Of each answered request, from when it was due.
+        refused_ms: Of each refusal (status 429 or 503), from when its request was due.
+        errors: Requests that failed in another way, by status; 0 where there was none.
+        send_delays_ms: How much later than due each request was sent; what the generator itself adds.
+    """
+
+    rate: float
+    seconds: float
+    p99_ms: float
+    latencies_ms: tuple[float, ...]
+    refused_ms: tuple[float, ...]
+    errors: dict[int, int]
+    send_delays_ms: tuple[float, ...]
+
+    @property
+    def offered(self) -> int:
+        """Requests in all."""
+        return len(self.latencies_ms) + len(self.refused_ms) + sum(self.errors.values())
+
+    @property
+    def good(self) -> int:
+        """Requests answered in time."""
+        return sum(latency <= self.p99_ms for latency in self.latencies_ms)
+
+    @property
+    def goodput(self) -> float:
+        """Answers in time, a second."""
+        return self.good / self.seconds
+
+    @property
+    def missed(self) -> Interval:
+        """Share of requests not answered in time, refused ones among them, with Wilson's interval."""
+        return intervals.proportion(self.offered - self.good, self.offered)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the p99 of all requests is shown to keep to the limit."""
+        upper = self.missed.upper
+        return upper is not None and upper <= ALLOWED_MISSES
+
+    def percentile(self, q: float) -> Interval:
+        """A percentile of the latency of what was answered, in milliseconds, with its interval."""
+        return intervals.percentile(np.asarray(self.latencies_ms), q)
+
+
+def due_times(options: LoadOptions) -> NDArray[np.float64]:
+    """When requests are due, in seconds from the start.
+
+    Args:
+        options: Rate, length and seed.
+
+    Returns:
+        Ascending times; shape [requests], at least one.
+    """
+    generator = np.random.default_rng(options.seed)
+    most = int(options.rate * options.seconds + 10 * (options.rate * options.seconds) ** 0.5 + 10)
+    times = np.cumsum(generator.exponential(1 / options.rate, most))
+    return times[: max(1, int(np.searchsorted(times, options.seconds)))]
+
+
+def offer(url: str, texts: Sequence[str], options: LoadOptions) -> Load:
+    """Offers a load to a server and waits for the last answer.
+
+    Args:
+        url: Where the server is; `/predict` is asked.
+        texts: What is asked, at least one; one text a request, in random order.
+        options: How much, how long.
+
+    Returns:
+        What became of it.
+
+    Raises:
+        MeasurementError: No request was answered or refused at all.
+        MissingExtraError: aiohttp is not installed.
+    """
+    order = np.random.default_rng(options.seed + 1).integers(0, len(texts), len(due := due_times(options)))
+    bodies = [msgspec.json.encode({"inputs": texts[row]}) for row in order]
+    found = asyncio.run(_offer(f"{url.rstrip('/')}/predict", bodies, due, options))
+    load = _sorted_out(found, options)
+    if not load.latencies_ms and not load.refused_ms:
+        statuses = ", ".join(map(str, sorted(load.errors)))
+        raise MeasurementError(f"{url}: none of {load.offered} requests was answered (status {statuses}); is it up?")
+    return load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    status: int
+    sent_ms: float
+    ended_ms: float
+
+
+async def _offer(url: str, bodies: Sequence[bytes], due: NDArray[np.float64], options: LoadOptions) -> list[_Outcome]:
+    try:
+        import aiohttp
+    except ImportError as error:
+        raise MissingExtraError("aiohttp", "bench") from error
+    headers = {"content-type": "application/json", "x-hasten-deadline-ms": f"{options.p99_ms:g}"}
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout) as session:
+
+        async def ask(body: bytes, due_s: float) -> _Outcome:
+            await asyncio.sleep(start_s + due_s - perf_counter())
+            sent_s, status = perf_counter(), FAILED
+            try:
+                async with session.post(url, data=body) as reply:
+                    await reply.read()
+                    status = reply.status
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                pass
+            return _Outcome(
+                status=status, sent_ms=1e3 * (sent_s - start_s - due_s),
+                ended_ms=1e3 * (perf_counter() - start_s - due_s),
+            )  # fmt: skip
+
+        start_s = perf_counter() + 0.1
+        return await asyncio.gather(*(ask(body, float(at)) for body, at in zip(bodies, due, strict=True)))
+
+
+def _sorted_out(found: Sequence[_Outcome], options: LoadOptions) -> Load:
+    errors: dict[int, int] = {}
+    for outcome in found:
+        if outcome.status != 200 and outcome.status not in REFUSED:
+            errors[outcome.status] = errors.get(outcome.status, 0) + 1
+    return Load(
+        rate=options.rate,
+        seconds=options.seconds,
+        p99_ms=options.p99_ms,
+        latencies_ms=tuple(outcome.ended_ms for outcome in found if outcome.status == 200),
+        refused_ms=tuple(outcome.ended_ms for outcome in found if outcome.status in REFUSED),
+        errors=errors,
+        send_delays_ms=tuple(outcome.sent_ms for outcome in found),
+    )
+
+
+def find_max(try_rate: Callable[[float], Load], start: float, progress: Progress | None = None) -> list[Load]:
+    """Looks for the highest rate whose p99 is shown to hold: doubles or halves, then bisects.
+
+    Args:
+        try_rate: Offers a load of a rate.
+        start: Where to begin, requests a second.
+        progress: Told how many trials are done; how many there will be is not known before.
+
+    Returns:
+        All trials, in their order. The best is the last of the highest rate that holds.
+    """
+    trials = [try_rate(start)]
+    low, high = (start, None) if trials[0].holds else (None, start)
+    while low is None or high is None or high / low > 1 + PRECISION:
+        if low is None and high is not None and high < 0.5:
+            break
+        rate = 2 * (low or 0) if high is None else high / 2 if low is None else (low * high) ** 0.5
+        trials.append(try_rate(rate))
+        low, high = (rate, high) if trials[-1].holds else (low, rate)
+        if progress is not None:
+            progress(len(trials), len(trials) + 1)
+    return trials
+
+
+def highest(trials: Sequence[Load]) -> Load | None:
+    """The trial of the highest rate that holds; None where none does."""
+    return max((trial for trial in trials if trial.holds), key=lambda trial: trial.rate, default=None)
+
+
+def overhead_ms(seed: int = 0) -> Interval:
+    """What the generator and the network add: the median latency of a server that does nothing.
+
+    Args:
+        seed: Seed of the gaps.
+
+    Returns:
+        Milliseconds, with the interval of the median.
+    """
+    command = [sys.executable, "-m", "hasten.null_server"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            if server.stdout is None or not (port := server.stdout.readline().strip()):
+                raise MeasurementError("the server that does nothing did not start")
+            options = LoadOptions(rate=OVERHEAD_RATE, seconds=OVERHEAD_S, seed=seed)
+            return offer(f"http://127.0.0.1:{port}", ["nothing"], options).percentile(50)
+        finally:
+            server.terminate()
+
+
+def histogram(load: Load) -> Any:
+    """The latencies of what was answered as an HdrHistogram, in microseconds.
+
+    Args:
+        load: What became of a load.
+
+    Returns:
+        A histogram of the package `hdrhistogram`, from 1 µs to a minute at three digits.
+
+    Raises:
+        MissingExtraError: hdrhistogram is not installed.
+    """
+    try:
+        from hdrh.histogram import HdrHistogram
+    except ImportError as error:
+        raise MissingExtraError("hdrhistogram", "bench") from error
+    made = HdrHistogram(1, HIGHEST_MS * 1000, DIGITS)
+    for latency in load.latencies_ms:
+        made.record_value(min(HIGHEST_MS * 1000, max(1, round(1000 * latency))))
+    return made

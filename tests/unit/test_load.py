@@ -1,0 +1,127 @@
+"""Open-loop load on real servers, and what is made of its samples."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import OPTIONS, live, make_app
+
+from hasten.cli import main
+from hasten.errors import MeasurementError, UsageError
+from hasten.load import Load, LoadOptions, due_times, find_max, highest, histogram, offer, overhead_ms
+
+SHORT = LoadOptions(rate=100, seconds=0.5, p99_ms=2000)
+RATES = st.floats(1, 2000)
+
+
+def made(rate: float, good: int, late: int = 0, refused: int = 0, failed: int = 0) -> Load:
+    return Load(
+        rate=rate, seconds=10, p99_ms=50, latencies_ms=(5.0,) * good + (80.0,) * late, refused_ms=(1.0,) * refused,
+        errors={500: failed} if failed else {}, send_delays_ms=(0.0,),
+    )  # fmt: skip
+
+
+@settings(deadline=None)
+@given(RATES, st.floats(0.1, 5), st.integers(0, 99))
+def test_requests_are_due_as_a_poisson_process_has_them(rate: float, seconds: float, seed: int) -> None:
+    options = LoadOptions(rate=rate, seconds=seconds, seed=seed)
+    due = due_times(options)
+    assert (np.diff(due) >= 0).all()
+    assert len(due) == 1 or due[-1] <= seconds
+    assert abs(len(due) - rate * seconds) <= 6 * (rate * seconds) ** 0.5 + 6
+    np.testing.assert_array_equal(due, due_times(options))
+
+
+def test_every_request_is_answered_and_counted_once() -> None:
+    with live(make_app()) as url:
+        load = offer(url, ["good", "fine"], SHORT)
+    assert load.offered == len(load.latencies_ms) == len(load.send_delays_ms) == len(due_times(SHORT))
+    assert load.good == load.offered
+    assert load.goodput == pytest.approx(load.offered / 0.5)
+    assert min(load.latencies_ms) > 0
+
+
+def test_refusals_and_errors_are_no_answers() -> None:
+    with live(make_app()) as url:
+        refused = offer(url, ["good"], replace(SHORT, p99_ms=1e-6))
+        failed = offer(url, ["good"], SHORT)
+        assert (len(refused.refused_ms), refused.good, refused.holds) == (refused.offered, 0, False)
+        assert failed.errors == {}
+        with pytest.raises(MeasurementError, match=r"none of .* requests was answered .status 404.; is it up"):
+            offer(f"{url}/nowhere", ["good"], SHORT)
+    with pytest.raises(MeasurementError, match="status 0"):
+        offer(url, ["good"], SHORT)
+
+
+@pytest.mark.parametrize(
+    ("load", "holds"),
+    [(made(1, 1000), True), (made(1, 100), False), (made(1, 1000, late=30), False), (made(1, 1000, refused=30), False),
+     (made(1, 1000, failed=30), False), (made(1, 9990, late=10), True)],
+)  # fmt: skip
+def test_a_p99_holds_where_the_share_of_misses_is_shown_to_be_small(load: Load, *, holds: bool) -> None:
+    assert load.holds == holds
+
+
+@given(st.floats(2, 5000), st.floats(1, 1000))
+def test_the_highest_rate_is_found(capacity: float, start: float) -> None:
+    trials = find_max(lambda rate: made(rate, 1000) if rate <= capacity else made(rate, 100, late=900), start)
+    best = highest(trials)
+    assert best is not None
+    assert capacity / 1.06 <= best.rate <= capacity
+    assert len(trials) < 30
+
+
+def test_a_server_that_holds_nothing_ends_the_search() -> None:
+    assert highest(find_max(lambda rate: made(rate, 0, late=10), 100)) is None
+
+
+def test_the_generator_knows_what_it_adds() -> None:
+    own = overhead_ms()
+    assert 0 < own.value < 1000
+
+
+def test_the_histogram_has_the_samples_percentiles() -> None:
+    latencies = tuple(np.random.default_rng(0).lognormal(2, 0.5, 5000).tolist())
+    load = replace(made(1, 1), latencies_ms=latencies)
+    for q in (50, 95, 99):
+        found = histogram(load).get_value_at_percentile(q) / 1000
+        assert found == pytest.approx(np.percentile(latencies, q, method="inverted_cdf"), rel=2e-3)
+        assert load.percentile(q).value == pytest.approx(found, rel=0.05)
+
+
+@pytest.mark.parametrize("field", ["rate", "seconds", "p99_ms"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+def test_what_cannot_be_offered_is_refused(field: str, value: float) -> None:
+    with pytest.raises(UsageError, match="must be above 0"):
+        replace(SHORT, **{field: value})
+
+
+@pytest.fixture
+def hasten(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[object, str]]:
+    def run(*arguments: object) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["hasten", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, capfd.readouterr().out
+
+    return run
+
+
+def test_the_verb_shows_a_table_and_says_whether_it_holds(
+    hasten: Callable[..., tuple[object, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "texts.csv").write_text("text\ngood\nfine\n", encoding="utf-8")
+    with live(make_app(options=OPTIONS)) as url:
+        arguments = ["bench", url, "--texts", tmp_path / "texts.csv", "--rate", 400, "--seconds", 2]
+        status, shown = hasten(*arguments, "--p99-ms", 2000, "--histogram", tmp_path / "latency.hgrm")
+        assert (status, "holds" in shown) == (0, True)
+        assert "The generator itself:" in shown
+        assert "Percentile" in (tmp_path / "latency.hgrm").read_text(encoding="utf-8")
+        assert hasten(*arguments, "--p99-ms", 1e-6)[0] == 3
