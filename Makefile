@@ -20,7 +20,7 @@ demo: env
 	$(BIN)/hasten demo --out $(OUT)
 
 test: env lint docs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: env
 	$(BIN)/ruff check .

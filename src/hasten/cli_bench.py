@@ -59,9 +59,8 @@ def bench(
         sys.stdout.write(msgspec.json.encode(trials).decode() + "\n")
     else:
         sys.stdout.write(_shown(trials, own_ms.value))
-        if find_max:
-            found = "no rate was shown to hold it" if best is None else f"{best.rate:.1f} requests a second hold it"
-            sys.stdout.write(f"p99 of {p99_ms:g} ms: {found}.\n")
+        found = "no offered rate is shown to keep it" if best is None else f"holds at {best.rate:.1f} requests a second"
+        sys.stdout.write(f"p99 of {p99_ms:g} ms: {found}.\n")
     raise SystemExit(3 if best is None else 0)
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-from starlette.exceptions import HTTPException
 
+from hasten.asked import Asked, RequestError, checked_texts
 from hasten.runtime import Logits, softmax
 
 
@@ -42,49 +42,37 @@ class Question:
     truncate: bool | None = None
     parameters: Parameters | None = None
 
-    def texts(self, most: int) -> list[str]:
-        """The texts, checked.
 
-        Args:
-            most: How many a request may hold.
-
-        Returns:
-            At least one text, none empty.
-
-        Raises:
-            RequestError: There are too many, none, an empty one, or a pair.
-        """
-        rows = [self.inputs] if isinstance(self.inputs, str) else self.inputs
-        if len(rows) > most:
-            raise RequestError(413, "validation", f"{len(rows)} texts in one request; send at most {most}")
-        if any(isinstance(row, list) and len(row) != 1 for row in rows):
-            raise RequestError(422, "validation", "a list inside `inputs` must hold one text; pairs are not supported")
-        texts = [row if isinstance(row, str) else row[0] for row in rows]
-        if not all(texts) or not texts:
-            raise RequestError(422, "empty", "`inputs` holds no text, or an empty one")
-        return texts
-
-
-class RequestError(HTTPException):
-    """A request that is answered with an error."""
-
-    def __init__(self, status: int, kind: str, text: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(status, text, headers)
-        self.kind = kind
-
-
-def parse_question(body: bytes) -> Question:
-    """Reads the body of a request.
+def asked_by_question(body: bytes, most: int, labels: Sequence[str], *, nested: bool = False) -> Asked:
+    """Reads a request.
 
     Args:
         body: JSON.
+        most: How many texts a request may hold.
+        labels: Names of the labels by id.
+        nested: Whether even a single text is answered with a list of lists.
 
     Returns:
-        The question.
+        The texts and how to answer.
 
     Raises:
-        RequestError: It is no JSON (400), or not what is expected (422).
+        RequestError: The body is no JSON (400) or not what is expected (422), or holds no text, an empty one, a pair,
+            or too many texts.
     """
+    question = _parsed(body)
+    rows = [question.inputs] if isinstance(question.inputs, str) else question.inputs
+    if any(isinstance(row, list) and len(row) != 1 for row in rows):
+        raise RequestError(422, "validation", "a list inside `inputs` must hold one text; pairs are not supported")
+    texts = checked_texts([row if isinstance(row, str) else row[0] for row in rows], most)
+
+    def answer(logits: Logits) -> Any:
+        named = _named(logits, labels, question)
+        return named[0] if isinstance(question.inputs, str) and not nested else named
+
+    return Asked(texts=texts, truncate=question.truncate, answer=answer)
+
+
+def _parsed(body: bytes) -> Question:
     try:
         return msgspec.json.decode(body, type=Question)
     except msgspec.ValidationError as error:
@@ -93,20 +81,8 @@ def parse_question(body: bytes) -> Question:
         raise RequestError(400, "validation", f"the body is not JSON: {error}") from error
 
 
-def named_scores(logits: Logits, labels: Sequence[str], question: Question) -> list[list[dict[str, Any]]]:
-    """Labels with their scores, best first, for each text.
-
-    Args:
-        logits: Shape [texts, labels].
-        labels: Names of the labels by id.
-        question: What was asked.
-
-    Returns:
-        For each text, `label` and `score`.
-
-    Raises:
-        RuntimeError: A logit is NaN or infinite.
-    """
+def _named(logits: Logits, labels: Sequence[str], question: Question) -> list[list[dict[str, Any]]]:
+    """Labels with their scores, best first, for each text."""
     parameters = question.parameters or Parameters()
     scores = _scores(logits, "none" if question.raw_scores else parameters.function_to_apply)
     best = np.argsort(-scores, axis=1, kind="stable")[:, : parameters.top_k]
@@ -117,8 +93,6 @@ def named_scores(logits: Logits, labels: Sequence[str], question: Question) -> l
 
 
 def _scores(logits: Logits, function: str | None) -> Logits:
-    if not np.isfinite(logits).all():
-        raise RuntimeError("the model answers NaN or infinity")
     if function == "none":
         return logits
     return np.exp(-np.logaddexp(0, -logits)) if function == "sigmoid" else softmax(logits)

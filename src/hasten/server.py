@@ -4,6 +4,8 @@
 POST /predict   {"inputs": "text"}        [{"label": "...", "score": 0.98}, ...]         best first
                 {"inputs": ["a", "b"]}    [[{"label": ...}, ...], [{"label": ...}, ...]]
 POST /          the same, always a list of lists: what huggingface_hub's InferenceClient(url) asks and expects
+POST /v2/models/NAME/infer                the Open Inference Protocol, see `hasten.open_inference`
+GET  /v2, /v2/health/live, /v2/health/ready, /v2/models/NAME, /v2/models/NAME/ready
 GET  /health    200 when ready, 503 when starting or closing
 GET  /metrics   Prometheus
 GET  /          what this is
@@ -25,7 +27,7 @@ import contextlib
 import logging
 import math
 import socket
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
@@ -34,7 +36,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -42,47 +44,25 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from hasten import __version__
+from hasten.asked import Asked, RequestError
 from hasten.batching import NEVER, Answer, Batcher, Limits
 from hasten.costs import CostModel, measure_costs
 from hasten.errors import ArtifactError, DataError, OverloadedError, UsageError
 from hasten.golden import other_machine, replay_golden
-from hasten.predict_api import RequestError, named_scores, parse_question
+from hasten.open_inference import JSON_LENGTH, asked_by_inference, model_metadata
+from hasten.predict_api import asked_by_question
 from hasten.runtime import Logits, Runtime, open_runtime
 from hasten.serve_options import ServeOptions
+from hasten.server_metrics import Metrics
 from hasten.tokenization import Encoding
 from hasten.variant import open_variant
 
-BUCKETS_S = tuple(float(f"{digits}e{power}") for power in range(-4, 1) for digits in (1, 1.5, 2, 3, 4, 5, 7))
-BUCKETS_ROWS = (1, 2, 4, 8, 16, 32, 64)
 DEADLINE = "x-hasten-deadline-ms"
 TOKENIZERS = 2  # more than one, so that a long text does not hold up the short ones behind it
 DRAIN_S = 30
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-class _Metrics:
-    """Counters of one app, in a registry of their own."""
-
-    def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.requests = Counter("hasten_requests", "Requests to classify, by status.", ["status"], registry=registry)
-        self.refusals = Counter(
-            "hasten_refusals", "Requests refused for lack of room or time, by reason.", ["reason"], registry=registry
-        )
-        self.misses = Counter(
-            "hasten_deadline_misses", "Requests answered after their deadline.", registry=registry
-        )  # fmt: skip
-        self.queue = Gauge("hasten_queue_rows", "Texts waiting for an inference.", registry=registry)
-        self.queued = Gauge(
-            "hasten_queue_predicted_seconds", "Until an inference is free for a text that comes now.", registry=registry
-        )  # fmt: skip
-        self.batch = Histogram("hasten_batch_rows", "Texts in an inference.", buckets=BUCKETS_ROWS, registry=registry)
-        self.seconds = {
-            stage: Histogram(f"hasten_{stage}_seconds", f"Time of {stage}.", buckets=BUCKETS_S, registry=registry)
-            for stage in ("tokenize", "queue", "inference", "total")
-        }
 
 
 class _Service:
@@ -94,10 +74,11 @@ class _Service:
     ) -> None:  # fmt: skip
         self._runtime, self._identity = runtime, identity
         self._limits, self._max_tokens, self._options, self._workers = limits, max_tokens, options, workers
-        self._metrics = _Metrics()
+        self._metrics = Metrics()
         self._tokenizing_rows = 0
         self._tokenizers: ThreadPoolExecutor
         self._batcher: Batcher[Encoding, Logits]
+        self._most = min(options.max_rows, limits.max_queue)
         self._default_s = NEVER if options.p99_ms is None else options.p99_ms / 1000
         self.ready = False
 
@@ -125,9 +106,21 @@ class _Service:
         return self._runtime.infer(encodings)
 
     async def predict(self, request: Request, *, nested: bool = False) -> Response:
+        return await self._reply(
+            request, lambda body: asked_by_question(body, self._most, self._runtime.labels, nested=nested)
+        )
+
+    async def infer(self, request: Request) -> Response:
+        self._require_named(request)
+        length = request.headers.get(JSON_LENGTH)
+        return await self._reply(
+            request, lambda body: asked_by_inference(body, length, self._most, self._runtime.labels, self._identity)
+        )
+
+    async def _reply(self, request: Request, read: Callable[[bytes], Asked]) -> Response:
         started_s = perf_counter()
         try:
-            response = await self._classify(request, started_s, nested=nested)
+            response = await self._classify(request, started_s, read)
         except Exception as error:
             response = await _refusal(request, self._explain(error))
         response.headers["x-hasten-artifact"] = self._identity["digest"]
@@ -135,16 +128,17 @@ class _Service:
         self._metrics.seconds["total"].observe(perf_counter() - started_s)
         return response
 
-    async def _classify(self, request: Request, started_s: float, *, nested: bool) -> Response:
+    async def _classify(self, request: Request, started_s: float, read: Callable[[bytes], Asked]) -> Response:
         if not self.ready:
             raise OverloadedError("not ready: starting or closing", reason="closing")
         deadline_s = started_s + self._allowed_s(request)
-        question = parse_question(await _read(request, self._options.max_body_bytes))
-        texts = question.texts(min(self._options.max_rows, self._limits.max_queue))
-        answers, tokenize_s = await _unless_gone(request, self._answer(texts, question.truncate, deadline_s))
+        asked = read(await _read(request, self._options.max_body_bytes))
+        answers, tokenize_s = await _unless_gone(request, self._answer(asked.texts, asked.truncate, deadline_s))
         slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
-        rows = named_scores(np.stack([answer.row for answer in answers]), self._runtime.labels, question)
-        content = rows[0] if isinstance(question.inputs, str) and not nested else rows
+        logits = np.stack([answer.row for answer in answers])
+        if not np.isfinite(logits).all():
+            raise RuntimeError("the model answers NaN or infinity")
+        content = asked.answer(logits)
         if perf_counter() > deadline_s:
             self._metrics.misses.inc()
         return _json(content, headers=self._timed(tokenize_s, slowest))
@@ -211,7 +205,26 @@ class _Service:
         if request.method == "POST":
             return await self.predict(request, nested=True)
         about = {"server": f"hasten {__version__}", **self._identity, "labels": self._runtime.labels}
-        return _json({**about, "routes": ["POST /predict", "POST /", "GET /health", "GET /metrics"]})
+        routes = ["POST /predict", "POST /", "POST /v2/models/NAME/infer", "GET /health", "GET /metrics"]
+        return _json({**about, "routes": routes})
+
+    def _require_named(self, request: Request) -> None:
+        if (name := request.path_params["name"]) != self._identity["name"]:
+            raise RequestError(404, "validation", f"no model {name!r} here, only {self._identity['name']!r}")
+
+    async def live(self, _request: Request) -> Response:
+        return _json({"live": True})
+
+    async def server_metadata(self, _request: Request) -> Response:
+        return _json({"name": "hasten", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+    async def model(self, request: Request) -> Response:
+        self._require_named(request)
+        return _json(model_metadata(self._runtime.labels, self._identity))
+
+    async def model_ready(self, request: Request) -> Response:
+        self._require_named(request)
+        return _json({"name": self._identity["name"], "ready": self.ready}, status=200 if self.ready else 503)
 
     async def health(self, _request: Request) -> Response:
         status = "ok" if self.ready else "not ready"
@@ -253,6 +266,18 @@ def create_app(
         routes=[
             Route("/", service.root, methods=["GET", "POST"]),
             Route("/predict", service.predict, methods=["POST"]),
+            Route("/v2", service.server_metadata),
+            Route("/v2/health/live", service.live),
+            Route("/v2/health/ready", service.health),
+            *(
+                Route(f"/v2/models/{{name}}{version}{path}", endpoint, methods=[method])
+                for version in ("", "/versions/{version}")
+                for path, endpoint, method in (
+                    ("", service.model, "GET"),
+                    ("/ready", service.model_ready, "GET"),
+                    ("/infer", service.infer, "POST"),
+                )
+            ),
             Route("/health", service.health),
             Route("/metrics", service.metrics),
         ],

@@ -20,6 +20,7 @@ Hasten = Callable[..., "tuple[int, str, str]"]
 def hasten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Hasten:
     """Runs the command line as its entry point does, in this process: exit status, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "140")
     monkeypatch.setattr(student_search, "SHAPE_SAMPLES", 30)
     monkeypatch.setattr(student_search, "GLANCE_SAMPLES", 10)
 

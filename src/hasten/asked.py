@@ -1,0 +1,54 @@
+"""What every protocol comes to: texts to classify, and how their logits are answered; or an error with a status."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from hasten.runtime import Logits
+
+
+class RequestError(HTTPException):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, kind: str, text: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status, text, headers)
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One request.
+
+    Attributes:
+        texts: What to classify, at least one, none empty.
+        truncate: Whether texts that are too long are cut; they are if None.
+        answer: From logits of shape [texts, labels] to what is sent as JSON.
+    """
+
+    texts: list[str]
+    truncate: bool | None
+    answer: Callable[[Logits], Any]
+
+
+def checked_texts(texts: list[str], most: int) -> list[str]:
+    """Texts that can be classified in one request.
+
+    Args:
+        texts: The texts.
+        most: How many a request may hold.
+
+    Returns:
+        The same.
+
+    Raises:
+        RequestError: There are too many (413), none, or an empty one (422).
+    """
+    if len(texts) > most:
+        raise RequestError(413, "validation", f"{len(texts)} texts in one request; send at most {most}")
+    if not all(texts) or not texts:
+        raise RequestError(422, "empty", "the request holds no text, or an empty one")
+    return texts
