@@ -22,9 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from hasten.errors import OverloadedError, UsageError
+from hasten.predictions import Costs, NoCosts, Spread
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -32,37 +33,7 @@ Row = TypeVar("Row")
 
 GAIN = 0.95  # together must save at least a twentieth of what the joining row costs alone
 NEVER = math.inf
-
-
-class Costs(Protocol):
-    """Predicts what `compute` takes; see `hasten.costs`."""
-
-    def seconds(self, rows: int, tokens: int, /) -> float:
-        """What a batch takes on average."""
-        ...
-
-    def bound(self, rows: int, tokens: int, /) -> float:
-        """What it seldom exceeds."""
-        ...
-
-    def observe(self, rows: int, tokens: int, seconds: float, /) -> None:
-        """Learns what one took."""
-        ...
-
-
-class NoCosts:
-    """Knows nothing: every batch is free, and no deadline is in danger before it has passed."""
-
-    def seconds(self, _rows: int, _tokens: int, /) -> float:
-        """Nothing."""
-        return 0.0
-
-    def bound(self, _rows: int, _tokens: int, /) -> float:
-        """Nothing."""
-        return 0.0
-
-    def observe(self, _rows: int, _tokens: int, _seconds: float, /) -> None:
-        """Ignores it."""
+FIRST_DEVIATION_S = 5e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +92,7 @@ class _Waiter(Generic[Item, Row]):
     cost_tokens: int
     admitted_s: float
     deadline_s: float
+    predicted_s: float
     outcome: asyncio.Future[Answer[Row] | _Failure]
 
 
@@ -185,6 +157,7 @@ class Batcher(Generic[Item, Row]):
         self._waiting: list[_Waiter[Item, Row]] = []
         self._running: dict[asyncio.Future[_Finished[Row]], float] = {}  # and when each should be done, at the latest
         self._costs = costs or NoCosts()
+        self._lateness_s = Spread(mean=0.0, deviation=FIRST_DEVIATION_S)  # of answers, against their prediction
         self._closing = False
 
     @property
@@ -234,13 +207,17 @@ class Batcher(Generic[Item, Row]):
         Raises:
             OverloadedError: They could only be answered late.
         """
-        own_s = sum(self._costs.bound(1, tokens) for tokens in costs_tokens)
-        late_s = perf_counter() + self.queued_s() + own_s - deadline_s
+        late_s = self._predicted_s(costs_tokens) + max(0.0, self._lateness_s.bound) - deadline_s
         if late_s > 0:
             raise OverloadedError(
                 f"the answer would come {1000 * late_s:.1f} ms after its deadline; try again later", reason="late",
                 retry_after_s=late_s,
             )  # fmt: skip
+
+    def _predicted_s(self, costs_tokens: Sequence[int]) -> float:
+        """When more rows would be answered, on the clock of `perf_counter`."""
+        own_s = sum(self._costs.seconds(1, tokens) for tokens in costs_tokens)
+        return perf_counter() + self.queued_s() + own_s
 
     async def submit(self, item: Item, cost_tokens: int, deadline_s: float = NEVER) -> Answer[Row]:
         """Computes one item, in a batch with others if the workers are busy.
@@ -296,10 +273,15 @@ class Batcher(Generic[Item, Row]):
             raise ValueError(f"costs in tokens are {list(costs_tokens)}; each must be at least 1")
         if deadline_s < NEVER:
             self.require_time(costs_tokens, deadline_s)
-        now_s, loop = perf_counter(), asyncio.get_running_loop()
+        now_s, loop, predicted_s = perf_counter(), asyncio.get_running_loop(), self._predicted_s(costs_tokens)
         admitted: list[_Waiter[Item, Row]] = [
             _Waiter(
-                item=item, cost_tokens=tokens, admitted_s=now_s, deadline_s=deadline_s, outcome=loop.create_future()
+                item=item,
+                cost_tokens=tokens,
+                admitted_s=now_s,
+                deadline_s=deadline_s,
+                predicted_s=predicted_s,
+                outcome=loop.create_future(),
             )
             for item, tokens in zip(items, costs_tokens, strict=True)
         ]
@@ -312,7 +294,7 @@ class Batcher(Generic[Item, Row]):
             items = [waiter.item for waiter in batch]
             running = asyncio.get_running_loop().run_in_executor(self._pool, _run, self._compute, items)
             longest = max(waiter.cost_tokens for waiter in batch)
-            self._running[running] = perf_counter() + self._costs.bound(len(batch), longest)
+            self._running[running] = perf_counter() + self._costs.seconds(len(batch), longest)
             running.add_done_callback(partial(self._settle, batch))
 
     def _alive(self) -> list[_Waiter[Item, Row]]:
@@ -349,6 +331,9 @@ class Batcher(Generic[Item, Row]):
         if not any(isinstance(outcome, _Failure) for outcome in finished.outcomes):
             longest = max(waiter.cost_tokens for waiter in batch)
             self._costs.observe(len(batch), longest, finished.ended_s - finished.started_s)
+            now_s = perf_counter()  # when the event loop comes to it, which is when the answer can be sent
+            for waiter in batch:
+                self._lateness_s.observe(now_s - waiter.predicted_s)
         for waiter, outcome in zip(batch, finished.outcomes, strict=True):
             if not waiter.outcome.done():
                 waiter.outcome.set_result(_answer(waiter, outcome, finished, len(batch)))

@@ -15,13 +15,12 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
+from hasten.predictions import Spread
 from hasten.runtime import Runtime
 from hasten.tokenization import Encoding
 
 SHAPES_TOKENS = (8, 32, 128, 512)
 RUNS, SHAPE_BUDGET_S = 5, 0.25
-WEIGHT = 0.05  # of a new batch in the factor
-DEVIATIONS = 3.0  # mean absolute ones; beyond them lies less than 1 % of a normal distribution
 LEAST_SPREAD = 0.05
 
 
@@ -55,8 +54,8 @@ class CostModel:
         terms = np.array([_terms(sample.rows, sample.tokens) for sample in samples])
         self._weights: NDArray[np.float64] = nnls(terms / taken[:, None], np.ones(len(taken)))[0]
         ratios = taken / (terms @ self._weights)
-        self._factor = float(np.median(ratios))
-        self._spread = max(LEAST_SPREAD, float(np.abs(ratios - self._factor).mean()))
+        middle = float(np.median(ratios))
+        self._factor = Spread(mean=middle, deviation=max(LEAST_SPREAD, float(np.abs(ratios - middle).mean())))
 
     def seconds(self, rows: int, tokens: int) -> float:
         """What an inference takes on average.
@@ -68,18 +67,15 @@ class CostModel:
         Returns:
             Seconds.
         """
-        return self._factor * self._surface(rows, tokens)
+        return self._factor.mean * self._surface(rows, tokens)
 
     def bound(self, rows: int, tokens: int) -> float:
         """What it seldom exceeds; arguments and unit as of `seconds`."""
-        return (self._factor + DEVIATIONS * self._spread) * self._surface(rows, tokens)
+        return self._factor.bound * self._surface(rows, tokens)
 
     def observe(self, rows: int, tokens: int, seconds: float) -> None:
         """Learns what one took; arguments as of `seconds`."""
-        ratio = seconds / self._surface(rows, tokens)
-        ratio = min(ratio, self._factor + 10 * self._spread)  # one stall must not close the door on everybody
-        self._spread += WEIGHT * (abs(ratio - self._factor) - self._spread)
-        self._factor += WEIGHT * (ratio - self._factor)
+        self._factor.observe(seconds / self._surface(rows, tokens))
 
     def _surface(self, rows: int, tokens: int) -> float:
         return float(_terms(rows, tokens) @ self._weights)

@@ -1,0 +1,65 @@
+"""Predictions that learn: what they are of, and how far they are usually off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+WEIGHT = 0.05  # of a new value
+DEVIATIONS = 3.0  # mean absolute ones; beyond them lies less than 1 % of a normal distribution
+STALL = 10.0  # deviations at which a value is cut: one stall must not close the door on everybody
+
+
+class Costs(Protocol):
+    """Predicts what `compute` takes; see `hasten.costs`."""
+
+    def seconds(self, rows: int, tokens: int, /) -> float:
+        """What a batch takes on average."""
+        ...
+
+    def bound(self, rows: int, tokens: int, /) -> float:
+        """What it seldom exceeds."""
+        ...
+
+    def observe(self, rows: int, tokens: int, seconds: float, /) -> None:
+        """Learns what one took."""
+        ...
+
+
+class NoCosts:
+    """Knows nothing: every batch is free, and no deadline is in danger before it has passed."""
+
+    def seconds(self, _rows: int, _tokens: int, /) -> float:
+        """Nothing."""
+        return 0.0
+
+    def bound(self, _rows: int, _tokens: int, /) -> float:
+        """Nothing."""
+        return 0.0
+
+    def observe(self, _rows: int, _tokens: int, _seconds: float, /) -> None:
+        """Ignores it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Spread:
+    """Where values lie lately, forgetting the old ones.
+
+    Attributes:
+        mean: Their mean.
+        deviation: Their mean absolute deviation.
+    """
+
+    mean: float
+    deviation: float
+
+    @property
+    def bound(self) -> float:
+        """What few of them exceed."""
+        return self.mean + DEVIATIONS * self.deviation
+
+    def observe(self, value: float) -> None:
+        """Learns one value."""
+        off = max(-STALL * self.deviation, min(value - self.mean, STALL * self.deviation))
+        self.deviation += WEIGHT * (abs(off) - self.deviation)
+        self.mean += WEIGHT * off
