@@ -46,14 +46,16 @@ class MeasurementError(HastenError):
 
 
 class OverloadedError(HastenError):
-    """A request was refused because it could only be answered late.
-
-    Attributes:
-        reason: In a word or two: `queue full`, `late`, `expired` or `closing`.
-        retry_after_s: Seconds after which it may fit.
-    """
+    """A request was refused because it could only be answered late."""
 
     def __init__(self, text: str, *, reason: str, retry_after_s: float = 1.0) -> None:
+        """Says why.
+
+        Args:
+            text: What, which value and what to do.
+            reason: In a word or two: `queue full`, `late`, `expired` or `closing`.
+            retry_after_s: Seconds after which it may fit.
+        """
         super().__init__(text)
         self.reason, self.retry_after_s = reason, retry_after_s
 

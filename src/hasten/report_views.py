@@ -93,7 +93,7 @@ def trials_as_terminal(trials: Sequence[Load], *, width: int = 100, color: bool 
     console = _console(width, color=color)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
     for title in words.TRIAL_HEADER:
-        table.add_column(Text(title), justify="left" if title in LEFT_ALIGNED else "right", no_wrap=True)
+        table.add_column(Text(title), justify="right", no_wrap=True)
     for trial in trials:
         table.add_row(*words.trial_cells(trial), style="bold" if trial.holds else "")
     with console.capture() as capture:
