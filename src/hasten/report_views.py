@@ -65,9 +65,7 @@ def shapes_as_terminal(shapes: Sequence[ShapeRow], budget: Budget, *, width: int
         Lines that end in a line break.
     """
     console = _console(width, color=color)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
-    for title in words.SHAPE_HEADER:
-        table.add_column(Text(title), justify="left" if title in LEFT_ALIGNED else "right", no_wrap=True)
+    table = _bare_table(words.SHAPE_HEADER)
     for row, above in zip(shapes, (None, *shapes[:-1]), strict=True):
         if not row.fits and (above is None or above.fits):
             table.add_row(*words.budget_cells(budget), style="dim")
@@ -91,14 +89,20 @@ def trials_as_terminal(trials: Sequence[Load], *, width: int = 100, color: bool 
         Lines that end in a line break.
     """
     console = _console(width, color=color)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
-    for title in words.TRIAL_HEADER:
-        table.add_column(Text(title), justify="right", no_wrap=True)
+    table = _bare_table(words.TRIAL_HEADER)
     for trial in trials:
         table.add_row(*words.trial_cells(trial), style="bold" if trial.holds else "")
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def _bare_table(header: Sequence[str]) -> Table:
+    """A table with titles and no rows."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    for title in header:
+        table.add_column(Text(title), justify="left" if title in LEFT_ALIGNED else "right", no_wrap=True)
+    return table
 
 
 def _console(width: int, *, color: bool) -> Console:

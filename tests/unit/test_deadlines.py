@@ -9,7 +9,7 @@ from time import perf_counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import GatedRuntime, open_gate, post, visit
+from serving import visit
 from test_batching import LENGTHS, LIMITS, WIDE, Gate, run
 
 from hasten.batching import GAIN, NEVER, Batcher, Limits, take_batch
