@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from time import perf_counter
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
