@@ -209,6 +209,11 @@ class Batcher(Generic[Item, Row]):
         """
         late_s = self._predicted_s(costs_tokens) + max(0.0, self._lateness_s.bound) - deadline_s
         if late_s > 0:
+            if (
+                not self._running and not self._waiting
+            ):  # after a stall it must not refuse for ever what it could answer
+                self._costs.relax()
+                self._lateness_s.relax()
             raise OverloadedError(
                 f"the answer would come {1000 * late_s:.1f} ms after its deadline; try again later", reason="late",
                 retry_after_s=late_s,

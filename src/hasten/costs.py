@@ -77,6 +77,10 @@ class CostModel:
         """Learns what one took; arguments as of `seconds`."""
         self._factor.observe(seconds / self._surface(rows, tokens))
 
+    def relax(self) -> None:
+        """Goes a step back to what was measured at start."""
+        self._factor.relax()
+
     def _surface(self, rows: int, tokens: int) -> float:
         return float(_terms(rows, tokens) @ self._weights)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 WEIGHT = 0.05  # of a new value
@@ -25,6 +24,10 @@ class Costs(Protocol):
         """Learns what one took."""
         ...
 
+    def relax(self) -> None:
+        """Goes a step back to what was known at first."""
+        ...
+
 
 class NoCosts:
     """Knows nothing: every batch is free, and no deadline is in danger before it has passed."""
@@ -40,8 +43,10 @@ class NoCosts:
     def observe(self, _rows: int, _tokens: int, _seconds: float, /) -> None:
         """Ignores it."""
 
+    def relax(self) -> None:
+        """Never knew more."""
 
-@dataclass(slots=True, kw_only=True)
+
 class Spread:
     """Where values lie lately, forgetting the old ones.
 
@@ -50,8 +55,14 @@ class Spread:
         deviation: Their mean absolute deviation.
     """
 
-    mean: float
-    deviation: float
+    def __init__(self, *, mean: float, deviation: float) -> None:
+        """Starts from an assumption.
+
+        Args:
+            mean: The mean to begin with.
+            deviation: The mean absolute deviation to begin with, above 0.
+        """
+        self.mean, self.deviation = self._first = (mean, deviation)
 
     @property
     def bound(self) -> float:
@@ -63,3 +74,9 @@ class Spread:
         off = max(-STALL * self.deviation, min(value - self.mean, STALL * self.deviation))
         self.deviation += WEIGHT * (abs(off) - self.deviation)
         self.mean += WEIGHT * off
+
+    def relax(self) -> None:
+        """Goes a step back to the first assumption, for where nothing can be learnt since nothing is tried."""
+        mean, deviation = self._first
+        self.mean += WEIGHT * (mean - self.mean)
+        self.deviation += WEIGHT * (deviation - self.deviation)

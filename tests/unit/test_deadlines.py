@@ -33,6 +33,9 @@ class Linear:
     def observe(self, _rows: int, _tokens: int, _seconds: float, /) -> None:
         """Knows it all already."""
 
+    def relax(self) -> None:
+        """Has nothing to go back to."""
+
 
 COSTS = st.builds(Linear, start_s=st.floats(0, 0.1), token_s=st.floats(1e-4, 0.01))
 
@@ -97,6 +100,26 @@ def test_what_became_late_while_it_waited_is_told_so_and_not_computed() -> None:
         await batcher.close()
 
     run(script())
+
+
+def test_after_a_stall_an_idle_server_comes_back() -> None:
+    async def script() -> int:
+        gate = Gate()
+        batcher = Batcher(gate, WIDE)
+        tasks = [asyncio.create_task(batcher.submit("x", 1)) for _ in range(40)]
+        await gate.inside()
+        await asyncio.sleep(0.3)  # everybody is late now, which makes the margin wide
+        gate.opened.set()
+        await asyncio.gather(*tasks)
+        for refused in range(1000):
+            try:
+                await batcher.submit("y", 1, perf_counter() + 0.05)
+            except OverloadedError:
+                continue
+            return refused
+        return -1
+
+    assert 0 < run(script()) < 200
 
 
 def test_idle_workers_share_what_waits() -> None:

@@ -21,6 +21,15 @@ def test_it_learns_where_values_lie_and_few_exceed_the_bound(middle: float, scal
     assert np.mean(values[500:] > spread.bound) < 0.2
 
 
+def test_it_can_go_back_to_where_it_began() -> None:
+    spread = Spread(mean=1.0, deviation=0.5)
+    for _ in range(100):
+        spread.observe(1e6)
+    for _ in range(1000):
+        spread.relax()
+    assert (spread.mean, spread.deviation) == (pytest.approx(1.0), pytest.approx(0.5))
+
+
 @given(st.floats(1, 1e9))
 def test_one_stall_moves_it_by_little(stall: float) -> None:
     spread = Spread(mean=0.0, deviation=1.0)
