@@ -155,7 +155,7 @@ class Batcher(Generic[Item, Row]):
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="hasten-batch")
         self._waiting: list[_Waiter[Item, Row]] = []
-        self._running: dict[asyncio.Future[_Finished[Row]], float] = {}  # and when each should be done, at the latest
+        self._running: dict[asyncio.Future[_Finished[Row]], float] = {}  # and when each should be done
         self._costs = costs or NoCosts()
         self._lateness_s = Spread(mean=0.0, deviation=FIRST_DEVIATION_S)  # of answers, against their prediction
         self._closing = False
@@ -209,9 +209,7 @@ class Batcher(Generic[Item, Row]):
         """
         late_s = self._predicted_s(costs_tokens) + max(0.0, self._lateness_s.bound) - deadline_s
         if late_s > 0:
-            if (
-                not self._running and not self._waiting
-            ):  # after a stall it must not refuse for ever what it could answer
+            if not self._running and not self._alive():  # else a stall would close the door for ever
                 self._costs.relax()
                 self._lateness_s.relax()
             raise OverloadedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hasten.cli_options import LOAD, Seed, TextColumn
+from hasten.files import write_atomically
 from hasten.workload import read_texts
 
 if TYPE_CHECKING:
@@ -45,22 +47,26 @@ def bench(
 
     options = replace(LOAD, rate=rate, seconds=seconds, p99_ms=p99_ms, seed=seed)
     asked = read_texts(texts, text_column=text_column)
+    if histogram is not None:
+        load.histogram([])  # what is missing is said before anything is measured
     own_ms = load.overhead_ms(seed)
 
     def try_rate(offered: float) -> Load:
         return load.offer(url, asked, replace(options, rate=offered))
 
-    trials = load.find_max(try_rate, rate) if find_max else [try_rate(rate)]
+    trials = load.find_max(try_rate, rate, seconds) if find_max else [try_rate(rate)]
     best = load.highest(trials)
     if histogram is not None:
-        with histogram.open("wb") as stream:
-            load.histogram(best or trials[-1]).output_percentile_distribution(stream, 1000.0)
+        distribution = io.BytesIO()
+        load.histogram((best or trials[-1]).latencies_ms).output_percentile_distribution(distribution, 1000.0)
+        write_atomically(histogram, distribution.getvalue())
     if json:
         sys.stdout.write(msgspec.json.encode(trials).decode() + "\n")
     else:
         sys.stdout.write(_shown(trials, own_ms.value))
         found = "no offered rate is shown to keep it" if best is None else f"holds at {best.rate:.1f} requests a second"
-        sys.stdout.write(f"p99 of {p99_ms:g} ms: {found}.\n")
+        few = "" if trials[-1].offered >= load.DECIDING else f"; fewer than {load.DECIDING} requests cannot show it"
+        sys.stdout.write(f"p99 of {p99_ms:g} ms: {found}{few}.\n")
     raise SystemExit(3 if best is None else 0)
 
 

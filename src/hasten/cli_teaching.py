@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from hasten.variant import Variant
 
 teaching = typer.Typer()
-INFLUENCE_TEXTS = 128
 
 
 @teaching.command()
@@ -132,7 +131,7 @@ def _student_start(whole: Variant, shape: str, texts: Sequence[str], out: Path, 
     from hasten.students import init_student, parse_shapes, shape_of
 
     (cut,) = parse_shapes(shape, shape_of(whole))
-    layers = most_influential(layer_influences(whole, texts[:INFLUENCE_TEXTS]), cut.layers) if texts else None
+    layers = most_influential(layer_influences(whole, texts), cut.layers) if texts else None
     return init_student(whole, cut, out, name=out.name, layers=layers, seed=seed)
 
 

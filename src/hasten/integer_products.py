@@ -58,7 +58,7 @@ def _read_unrounded(model: ir.Model) -> None:
 def _write_integer_product(model: ir.Model, product: ir.Node, given: ir.Node, weight: ir.Node) -> None:
     """One operator for a product of integers, for their scales, and for the bias if there is one.
 
-    Weights are symmetric: their zero points are 0 and left out, which is cheaper than zeros for each channel.
+    Weights are symmetric: their zero points are 0 and left out.
     """
     (rounded, scale, zero_point), (matrix, weight_scale) = given.inputs[:3], weight.inputs[:2]
     inputs, result = [rounded, matrix, scale, weight_scale, zero_point], product.outputs[0]

@@ -15,7 +15,7 @@ from hasten.torch_runtime import load_torch_model
 from hasten.torch_training import TrainingSet
 from hasten.variant import Variant
 
-BATCH = 16
+MOST_TEXTS, BATCH = 128, 16
 
 
 def layer_influences(teacher: Variant, texts: Sequence[str]) -> list[float]:
@@ -23,7 +23,7 @@ def layer_influences(teacher: Variant, texts: Sequence[str]) -> list[float]:
 
     Args:
         teacher: A torch variant.
-        texts: Real texts, at least one.
+        texts: Real texts, at least one; the first 128 are used.
 
     Returns:
         1 minus the mean cosine between what goes into a layer and what comes out of it, over all tokens; by layer.
@@ -36,12 +36,12 @@ def layer_influences(teacher: Variant, texts: Sequence[str]) -> list[float]:
     if not texts:
         raise DataError("layers are chosen by what they do to texts; none were given")
     model = load_torch_model(teacher)
-    data = TrainingSet.of(teacher, model, texts)
+    data = TrainingSet.of(teacher, model, texts[:MOST_TEXTS])
     kept: Any = 0.0
     tokens = 0
     with torch.inference_mode():
-        for start in range(0, len(texts), BATCH):
-            inputs = data.inputs(range(start, min(start + BATCH, len(texts))))
+        for start in range(0, len(data.encodings), BATCH):
+            inputs = data.inputs(range(start, min(start + BATCH, len(data.encodings))))
             real = inputs["attention_mask"].bool()
             states = model(**inputs, output_hidden_states=True).hidden_states
             cosines = [

@@ -29,11 +29,10 @@ REFUSED = (429, 503)
 FAILED = 0
 TIMEOUT_S = 30.0
 ALLOWED_MISSES = 0.01  # what a p99 allows
+DECIDING = 381  # requests; with fewer, not even none missed shows a p99 (Wilson's interval)
 PRECISION = 0.05  # of the rate that is looked for
 OVERHEAD_S, OVERHEAD_RATE = 2.0, 50.0
 HIGHEST_MS, DIGITS = 60_000, 3
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,27 +206,27 @@ def _sorted_out(found: Sequence[_Outcome], options: LoadOptions) -> Load:
     )
 
 
-def find_max(try_rate: Callable[[float], Load], start: float, progress: Progress | None = None) -> list[Load]:
+def find_max(try_rate: Callable[[float], Load], start: float, seconds: float) -> list[Load]:
     """Looks for the highest rate whose p99 is shown to hold: doubles or halves, then bisects.
 
     Args:
         try_rate: Offers a load of a rate.
         start: Where to begin, requests a second.
-        progress: Told how many trials are done; how many there will be is not known before.
+        seconds: How long each trial lasts; rates that offer fewer than `DECIDING` requests in it are not tried.
 
     Returns:
         All trials, in their order. The best is the last of the highest rate that holds.
     """
-    trials = [try_rate(start)]
+    least = DECIDING / seconds
+    trials = [try_rate(max(start, least))]
+    start = trials[0].rate
     low, high = (start, None) if trials[0].holds else (None, start)
     while low is None or high is None or high / low > 1 + PRECISION:
-        if low is None and high is not None and high < 0.5:
-            break
         rate = 2 * (low or 0) if high is None else high / 2 if low is None else (low * high) ** 0.5
+        if rate < least:
+            break
         trials.append(try_rate(rate))
         low, high = (rate, high) if trials[-1].holds else (low, rate)
-        if progress is not None:
-            progress(len(trials), len(trials) + 1)
     return trials
 
 
@@ -256,11 +255,11 @@ def overhead_ms(seed: int = 0) -> Interval:
             server.terminate()
 
 
-def histogram(load: Load) -> Any:
-    """The latencies of what was answered as an HdrHistogram, in microseconds.
+def histogram(latencies_ms: Sequence[float]) -> Any:
+    """Latencies as an HdrHistogram, in microseconds.
 
     Args:
-        load: What became of a load.
+        latencies_ms: Milliseconds of each; may be empty.
 
     Returns:
         A histogram of the package `hdrhistogram`, from 1 µs to a minute at three digits.
@@ -273,6 +272,6 @@ def histogram(load: Load) -> Any:
     except ImportError as error:
         raise MissingExtraError("hdrhistogram", "bench") from error
     made = HdrHistogram(1, HIGHEST_MS * 1000, DIGITS)
-    for latency in load.latencies_ms:
+    for latency in latencies_ms:
         made.record_value(min(HIGHEST_MS * 1000, max(1, round(1000 * latency))))
     return made

@@ -29,7 +29,7 @@ def pack(model: ir.Model) -> None:
 
     The operator bears the product's name. Attentions stay as they are where the three parts are not those of one
     product in equal widths, where there is no bias, and where there is a position bias, which `QAttention` does not
-    take and with which `Attention` is no faster.
+    take.
 
     Args:
         model: A fused encoder.

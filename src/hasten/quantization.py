@@ -53,7 +53,7 @@ class QuantizeOptions:
         calibration_texts: Texts to calibrate on, at most; at least 1.
         per_channel: One weight scale an output channel instead of one a matrix.
         reduce_range: 7-bit weights, which cannot saturate the 16-bit sums of CPUs without VNNI; None takes them where
-            this CPU is one.
+            this CPU is one. With the dynamic method the products inside attentions have 7 bits in any case.
         embeddings: Whether the embedding tables become INT8 too.
         smoothing: How much of the activations' outliers is moved into the weights, 0 (nothing) to 1; see
             `hasten.smoothing`. Not used by the dynamic method.

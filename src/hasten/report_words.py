@@ -312,7 +312,10 @@ def answering(report: Report) -> VariantRow:
 
 
 def _class_cell(row: ClassRow) -> str:
+    """A class that loses recall; a dash where none does."""
     change = 100 * (row.recall.value - row.baseline_recall.value)
+    if change >= 0:
+        return NONE
     return f"{shortened(row.label)}: {row.recall.value:.1%} ({change:+.1f} points)"
 
 

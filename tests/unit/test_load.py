@@ -15,7 +15,7 @@ from serving import OPTIONS, live, make_app
 
 from hasten.cli import main
 from hasten.errors import MeasurementError, UsageError
-from hasten.load import Load, LoadOptions, due_times, find_max, highest, histogram, offer, overhead_ms
+from hasten.load import DECIDING, Load, LoadOptions, due_times, find_max, highest, histogram, offer, overhead_ms
 
 SHORT = LoadOptions(rate=100, seconds=0.5, p99_ms=2000)
 RATES = st.floats(1, 2000)
@@ -71,7 +71,7 @@ def test_a_p99_holds_where_the_share_of_misses_is_shown_to_be_small(load: Load, 
 
 @given(st.floats(2, 5000), st.floats(1, 1000))
 def test_the_highest_rate_is_found(capacity: float, start: float) -> None:
-    trials = find_max(lambda rate: made(rate, 1000) if rate <= capacity else made(rate, 100, late=900), start)
+    trials = find_max(lambda rate: made(rate, 1000) if rate <= capacity else made(rate, 100, late=900), start, 1e4)
     best = highest(trials)
     assert best is not None
     assert capacity / 1.06 <= best.rate <= capacity
@@ -79,7 +79,14 @@ def test_the_highest_rate_is_found(capacity: float, start: float) -> None:
 
 
 def test_a_server_that_holds_nothing_ends_the_search() -> None:
-    assert highest(find_max(lambda rate: made(rate, 0, late=10), 100)) is None
+    assert highest(find_max(lambda rate: made(rate, 0, late=10), 100, 10)) is None
+
+
+def test_rates_that_offer_too_few_requests_to_decide_are_not_tried() -> None:
+    assert not made(1, DECIDING - 1).holds
+    assert made(1, DECIDING).holds
+    tried = [trial.rate for trial in find_max(lambda rate: made(rate, 0, late=10), 10, 10)]
+    assert tried == [DECIDING / 10]
 
 
 def test_the_generator_knows_what_it_adds() -> None:
@@ -91,7 +98,7 @@ def test_the_histogram_has_the_samples_percentiles() -> None:
     latencies = tuple(np.random.default_rng(0).lognormal(2, 0.5, 5000).tolist())
     load = replace(made(1, 1), latencies_ms=latencies)
     for q in (50, 95, 99):
-        found = histogram(load).get_value_at_percentile(q) / 1000
+        found = histogram(load.latencies_ms).get_value_at_percentile(q) / 1000
         assert found == pytest.approx(np.percentile(latencies, q, method="inverted_cdf"), rel=2e-3)
         assert load.percentile(q).value == pytest.approx(found, rel=0.05)
 
