@@ -1,0 +1,82 @@
+"""How far students go: a base-size teacher, a speed-up and a share of its accuracy to keep, several seeds.
+
+    python benchmarks/students.py TASK TEACHER_OUT OUT [--minutes M] [--learning-rate R]
+
+TASK is `sst2-mpnet` or `clinc150-mpnet`; TEACHER_OUT is the folder that `teachers.py` made of it. The baseline is that
+classifier in eager PyTorch. Each goal is one run of `optimize` that starts the student from the packaged 6x384 encoder
+and takes the largest shape whose latency, measured before any training, keeps the budget. Everything is chosen on the
+validation split; the test data are read once a goal, at its end.
+Interrupted and started again, it goes on. Results go to `results/students_<task>_<speed-up>x.json` and `.md`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from hasten.budget import Budget
+from hasten.pipeline import Inputs, OptimizeOptions, optimize
+from hasten.progress import Bars
+from hasten.report_render import render
+from provenance import HERE, save_result
+from teachers import packaged_encoder
+
+SHAPES = "2x128,2x192,3x192,4x192,2x256,3x256,2x384,3x384,4x384,6x384"
+SEEDS = 3
+MINUTES = 50.0
+LEARNING_RATE = 2e-4
+GOALS = {
+    "sst2-mpnet": (Budget(speedup=25, retain=0.99), Budget(speedup=50, retain=0.98)),
+    "clinc150-mpnet": (Budget(speedup=50, retain=0.99),),
+}
+
+
+def main(
+    task: str,
+    teacher: Path,
+    out: Path,
+    minutes: Annotated[float, typer.Option(help="For each student, its teacher's answers included.")] = MINUTES,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the students' schedule.")] = LEARNING_RATE,
+) -> None:
+    """Goes the road once for each goal, in one folder, and saves the reports."""
+    if task not in GOALS:
+        raise typer.BadParameter(f"TASK is one of {', '.join(GOALS)}, not {task}")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("train.jsonl", "valid.jsonl", "test.jsonl"):
+        shutil.copyfile(teacher / name, out / name)
+    model = os.path.relpath((teacher / "variants" / task).resolve(), out.resolve())
+    os.chdir(out)
+    for budget in GOALS[task]:
+        one_goal(task, model, budget, minutes, learning_rate)
+
+
+def one_goal(task: str, model: str, budget: Budget, minutes: float, learning_rate: float) -> None:
+    """One run and its result."""
+    name = f"students_{task.replace('-', '_')}_{budget.speedup:g}x"
+    inputs = Inputs(
+        model=model, train="train.jsonl", valid="valid.jsonl", test="test.jsonl", student=packaged_encoder(),
+        command=f"python benchmarks/students.py {task} TEACHER_OUT OUT --minutes {minutes:g} "
+        f"--learning-rate {learning_rate:g}",
+    )  # fmt: skip
+    options = OptimizeOptions(budget=budget, shapes=SHAPES, minutes=minutes, seeds=SEEDS, openvino=False)
+    train = replace(options.distill.train, learning_rate=learning_rate)
+    options = replace(options, distill=replace(options.distill, train=train))
+    with Bars() as bars:
+        report = optimize(inputs, Path("run"), options, bars)
+    report = replace(report, model=task)
+    (HERE / "results" / f"{name}.md").write_text(render(report, "markdown"), encoding="utf-8")
+    save_result(name, {
+        "minutes": minutes, "seeds": SEEDS, "learning_rate": learning_rate,
+        "report": msgspec.json.decode(render(report, "json")),
+    })  # fmt: skip
+    print(render(report, "terminal"))
+
+
+if __name__ == "__main__":
+    typer.run(main)
