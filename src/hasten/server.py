@@ -8,7 +8,7 @@ POST /v2/models/NAME/infer                the Open Inference Protocol, see `hast
 GET  /v2, /v2/health/live, /v2/health/ready, /v2/models/NAME, /v2/models/NAME/ready
 GET  /health    200 when ready, 503 when starting or closing
 GET  /metrics   Prometheus
-GET  /          what this is
+GET  /          a page to try a text on and to watch the server; to a client that is no browser, what this is
 ```
 
 A text is tokenized before it queues. What could only be answered after its deadline (`x-hasten-deadline-ms`, or the
@@ -26,12 +26,14 @@ import asyncio
 import contextlib
 import logging
 import math
+import signal
 import socket
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -45,17 +47,15 @@ from starlette.routing import Route
 
 from hasten import __version__
 from hasten.asked import Asked, RequestError
-from hasten.batching import NEVER, Answer, Batcher, Limits
-from hasten.costs import CostModel, measure_costs
+from hasten.batching import NEVER, Answer
 from hasten.errors import ArtifactError, DataError, OverloadedError, UsageError
-from hasten.golden import other_machine, replay_golden
 from hasten.open_inference import JSON_LENGTH, asked_by_inference, model_metadata
+from hasten.page import page
 from hasten.predict_api import asked_by_question
-from hasten.runtime import Logits, Runtime, open_runtime
+from hasten.runtime import Logits
 from hasten.serve_options import ServeOptions
+from hasten.served import Loaded, Served, load
 from hasten.server_metrics import Metrics
-from hasten.tokenization import Encoding
-from hasten.variant import open_variant
 
 DEADLINE = "x-hasten-deadline-ms"
 TOKENIZERS = 2  # more than one, so that a long text does not hold up the short ones behind it
@@ -66,74 +66,97 @@ T = TypeVar("T")
 
 
 class _Service:
-    """One runtime, its batcher, and the endpoints."""
+    """What serves at the moment, and the endpoints.
 
-    def __init__(
-        self, runtime: Runtime, identity: dict[str, str], limits: Limits, max_tokens: int, options: ServeOptions,
-        workers: int,
-    ) -> None:  # fmt: skip
-        self._runtime, self._identity = runtime, identity
-        self._limits, self._max_tokens, self._options, self._workers = limits, max_tokens, options, workers
+    Args:
+        loaded: The variant.
+        options: Limits.
+        again: Loads the variant anew, for a reload.
+    """
+
+    def __init__(self, loaded: Loaded, options: ServeOptions, again: Callable[[], Loaded] | None) -> None:
+        self._options, self._again = options, again
         self._metrics = Metrics()
-        self._tokenizing_rows = 0
-        self._tokenizers: ThreadPoolExecutor
-        self._batcher: Batcher[Encoding, Logits]
-        self._most = min(options.max_rows, limits.max_queue)
+        self._tokenizers = ThreadPoolExecutor(TOKENIZERS, thread_name_prefix="hasten-tokenize")
+        self._served = Served(loaded, options, self._metrics, self._tokenizers)
         self._default_s = NEVER if options.p99_ms is None else options.p99_ms / 1000
+        self._reloading: asyncio.Task[None] | None = None
         self.ready = False
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncGenerator[None]:
-        with ThreadPoolExecutor(TOKENIZERS, thread_name_prefix="hasten-tokenize") as self._tokenizers:
-            costs = await asyncio.get_running_loop().run_in_executor(self._tokenizers, self._warm_up)
-            self._batcher = Batcher(self._compute, self._limits, workers=self._workers, costs=costs)
+        with self._tokenizers:
+            await self._served.start()
+            self._metrics.artifact.info(self._loaded.identity)
             self.ready = True
             try:
                 yield
             finally:
                 self.ready = False
-                await self._batcher.close()
+                if self._reloading is not None:
+                    await self._reloading
+                await self._served.close()
 
-    def _warm_up(self) -> CostModel:
-        limits = self._limits
-        return measure_costs(
-            self._runtime, max_tokens=self._max_tokens, max_batch=limits.max_batch,
-            max_padded_tokens=limits.max_padded_tokens,
-        )  # fmt: skip
+    @property
+    def _loaded(self) -> Loaded:
+        return self._served.loaded
 
-    def _compute(self, encodings: Sequence[Encoding]) -> Logits:
-        self._metrics.batch.observe(len(encodings))
-        return self._runtime.infer(encodings)
+    def reload_soon(self) -> None:
+        """Begins to load the folder anew, unless that is under way."""
+        if self.ready and (self._reloading is None or self._reloading.done()):
+            self._reloading = asyncio.create_task(self._reload())
+
+    async def _reload(self) -> None:
+        """Puts what stands in the folder now in place of what serves; if it fails its checks, nothing changes."""
+        if self._again is None:
+            return
+        try:
+            loaded = await asyncio.to_thread(self._again)
+            fresh = Served(loaded, self._options, self._metrics, self._tokenizers)
+            await fresh.start()
+        except Exception as error:  # whatever is wrong with the new one, the old one goes on
+            self._metrics.reloads.labels("refused").inc()
+            _log.error("reload refused, %s goes on serving: %s", self._loaded.name, error)
+            return
+        old, self._served = self._served, fresh
+        self._metrics.reloads.labels("done").inc()
+        self._metrics.artifact.info(loaded.identity)
+        _log.info("now serving %s (%s)", loaded.name, loaded.digest[:12])
+        await old.retire()
 
     async def predict(self, request: Request, *, nested: bool = False) -> Response:
-        return await self._reply(
-            request, lambda body: asked_by_question(body, self._most, self._runtime.labels, nested=nested)
-        )
+        served = self._served
+        return await self._reply(request, served, lambda body: asked_by_question(
+            body, served.most_rows, served.loaded.runtime.labels, nested=nested
+        ))  # fmt: skip
 
     async def infer(self, request: Request) -> Response:
         self._require_named(request)
-        length = request.headers.get(JSON_LENGTH)
-        return await self._reply(
-            request, lambda body: asked_by_inference(body, length, self._most, self._runtime.labels, self._identity)
-        )
+        served, length = self._served, request.headers.get(JSON_LENGTH)
+        return await self._reply(request, served, lambda body: asked_by_inference(
+            body, length, served.most_rows, served.loaded.runtime.labels, served.loaded.identity
+        ))  # fmt: skip
 
-    async def _reply(self, request: Request, read: Callable[[bytes], Asked]) -> Response:
+    async def _reply(self, request: Request, served: Served, read: Callable[[bytes], Asked]) -> Response:
         started_s = perf_counter()
         try:
-            response = await self._classify(request, started_s, read)
+            response = await self._classify(request, served, started_s, read)
         except Exception as error:
             response = await _refusal(request, self._explain(error))
-        response.headers["x-hasten-artifact"] = self._identity["digest"]
+        response.headers["x-hasten-artifact"] = served.loaded.digest
         self._metrics.requests.labels(str(response.status_code)).inc()
-        self._metrics.seconds["total"].observe(perf_counter() - started_s)
+        if response.status_code == 200:
+            self._metrics.seconds["total"].observe(perf_counter() - started_s)
         return response
 
-    async def _classify(self, request: Request, started_s: float, read: Callable[[bytes], Asked]) -> Response:
+    async def _classify(
+        self, request: Request, served: Served, started_s: float, read: Callable[[bytes], Asked]
+    ) -> Response:
         if not self.ready:
             raise OverloadedError("not ready: starting or closing", reason="closing")
         deadline_s = started_s + self._allowed_s(request)
         asked = read(await _read(request, self._options.max_body_bytes))
-        answers, tokenize_s = await _unless_gone(request, self._answer(asked.texts, asked.truncate, deadline_s))
+        answers, tokenize_s = await _unless_gone(request, served.answer(asked.texts, asked.truncate, deadline_s))
         slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
         logits = np.stack([answer.row for answer in answers])
         if not np.isfinite(logits).all():
@@ -151,31 +174,6 @@ class _Service:
             if 0 < (allowed_ms := float(text)) < NEVER:
                 return allowed_ms / 1000
         raise RequestError(422, "validation", f"{DEADLINE} is a number of milliseconds above 0, not {text!r}")
-
-    async def _answer(
-        self, texts: list[str], truncate: bool | None, deadline_s: float
-    ) -> tuple[list[Answer[Logits]], float]:
-        if deadline_s < NEVER:
-            self._batcher.require_time([], deadline_s)  # before the work of tokenizing, and with it below
-        started_s = perf_counter()
-        encodings = await self._encode(texts)
-        tokenize_s = perf_counter() - started_s
-        if truncate is False and any(len(encoding) >= self._max_tokens for encoding in encodings):
-            # The tokenizer cuts at the limit, so a text of exactly that length cannot be told from a longer one.
-            raise RequestError(422, "validation", f"a text is not below {self._max_tokens} tokens; set `truncate`")
-        lengths = [max(1, len(encoding)) for encoding in encodings]
-        answers = await self._batcher.submit_all(encodings, lengths, deadline_s)
-        return answers, tokenize_s
-
-    async def _encode(self, texts: list[str]) -> list[Encoding]:
-        # What is being tokenized will queue next: counted here, it is refused before the work and not after it.
-        self._batcher.require_room(self._tokenizing_rows + len(texts))
-        self._tokenizing_rows += len(texts)
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._tokenizers, self._runtime.encode, texts)
-        finally:
-            self._tokenizing_rows -= len(texts)
 
     def _timed(self, tokenize_s: float, answer: Answer[Logits]) -> dict[str, str]:
         stages_s = {"tokenize": tokenize_s, "queue": answer.queue_s, "inference": answer.inference_s}
@@ -196,6 +194,7 @@ class _Service:
             case DataError():
                 return RequestError(422, "tokenizer", str(error))
             case ClientDisconnect():
+                self._metrics.gone.inc()
                 return RequestError(499, "cancelled", "the client left")
             case _:
                 _log.error("inference failed", exc_info=error)
@@ -204,13 +203,15 @@ class _Service:
     async def root(self, request: Request) -> Response:
         if request.method == "POST":
             return await self.predict(request, nested=True)
-        about = {"server": f"hasten {__version__}", **self._identity, "labels": self._runtime.labels}
+        if "text/html" in request.headers.get("accept", ""):
+            return page()
+        about = {"server": f"hasten {__version__}", **self._loaded.identity, "labels": self._loaded.runtime.labels}
         routes = ["POST /predict", "POST /", "POST /v2/models/NAME/infer", "GET /health", "GET /metrics"]
         return _json({**about, "routes": routes})
 
     def _require_named(self, request: Request) -> None:
-        if (name := request.path_params["name"]) != self._identity["name"]:
-            raise RequestError(404, "validation", f"no model {name!r} here, only {self._identity['name']!r}")
+        if (name := request.path_params["name"]) != self._loaded.identity["name"]:
+            raise RequestError(404, "validation", f"no model {name!r} here, only {self._loaded.identity['name']!r}")
 
     async def live(self, _request: Request) -> Response:
         return _json({"live": True})
@@ -220,38 +221,31 @@ class _Service:
 
     async def model(self, request: Request) -> Response:
         self._require_named(request)
-        return _json(model_metadata(self._runtime.labels, self._identity))
+        return _json(model_metadata(self._loaded.runtime.labels, self._loaded.identity))
 
     async def model_ready(self, request: Request) -> Response:
         self._require_named(request)
-        return _json({"name": self._identity["name"], "ready": self.ready}, status=200 if self.ready else 503)
+        return _json({"name": self._loaded.identity["name"], "ready": self.ready}, status=200 if self.ready else 503)
 
     async def health(self, _request: Request) -> Response:
         status = "ok" if self.ready else "not ready"
-        return _json({"status": status, **self._identity}, status=200 if self.ready else 503)
+        return _json({"status": status, **self._loaded.identity}, status=200 if self.ready else 503)
 
     async def metrics(self, _request: Request) -> Response:
-        self._metrics.queue.set(self._batcher.waiting_rows if self.ready else 0)
-        self._metrics.queued.set(self._batcher.queued_s() if self.ready else 0)
+        self._metrics.queue.set(self._served.batcher.waiting_rows if self.ready else 0)
+        self._metrics.queued.set(self._served.batcher.queued_s() if self.ready else 0)
         return Response(generate_latest(self._metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
-def create_app(
-    runtime: Runtime, *, name: str, digest: str, batch_invariant: bool, max_tokens: int, options: ServeOptions,
-    workers: int = 1,
-) -> Starlette:  # fmt: skip
+def create_app(loaded: Loaded, options: ServeOptions, again: Callable[[], Loaded] | None = None) -> Starlette:
     """Makes the app for one loaded variant.
 
     Its lifespan warms the runtime up before it takes requests, and finishes what was admitted before it ends.
 
     Args:
-        runtime: What classifies; its `encode` and `infer` are called from worker threads.
-        name: The variant's name.
-        digest: The variant's digest (hex).
-        batch_invariant: Whether a text's logits are the same alone and in any batch; if not, texts go one by one.
-        max_tokens: Longest input in tokens, at which `runtime.encode` truncates.
+        loaded: The variant.
         options: Limits; host, port, threads and workers are not used here.
-        workers: Inferences at the same time, at least 1.
+        again: Loads the variant anew when `app.state.reload()` is called; None cannot.
 
     Returns:
         An ASGI app whose lifespan must be run.
@@ -259,10 +253,8 @@ def create_app(
     Raises:
         UsageError: A limit is below 1.
     """
-    max_batch = options.max_batch if batch_invariant else 1  # else a text's logits would depend on its batch-mates
-    limits = Limits(max_batch=max_batch, max_padded_tokens=options.max_padded_tokens, max_queue=options.max_queue)
-    service = _Service(runtime, {"name": name, "digest": digest}, limits, max_tokens, options, workers)
-    return Starlette(
+    service = _Service(loaded, options, again)
+    app = Starlette(
         routes=[
             Route("/", service.root, methods=["GET", "POST"]),
             Route("/predict", service.predict, methods=["POST"]),
@@ -284,35 +276,32 @@ def create_app(
         exception_handlers={HTTPException: _refusal},
         lifespan=service.lifespan,
     )
+    app.state.reload = service.reload_soon
+    return app
 
 
 def open_app(folder: Path | str, options: ServeOptions) -> Starlette:
-    """The app of a variant folder: checks its hashes, replays its golden logits, loads it; raises what `serve` does."""
-    variant = open_variant(folder)
-    workers, threads = options.layout(variant.manifest.plan)
-    _log.info("%s: %d inferences at the same time, threads of each: %d", variant.name, workers, threads)
-    replay_golden(variant, threads=threads)
-    for sentence in other_machine(variant):
-        _log.warning("%s: %s", variant.name, sentence)
-    return create_app(
-        open_runtime(variant, threads=threads, workers=workers), name=variant.name, digest=variant.digest,
-        batch_invariant=variant.manifest.batch_invariant, max_tokens=variant.manifest.max_tokens, options=options,
-        workers=workers,
-    )  # fmt: skip
+    """The app of a variant folder, see `hasten.served.load`; raises what `serve` does."""
+    return create_app(load(folder, options), options, partial(load, folder, options))
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens, once it does."""
+    """Says where it listens, once it does; reloads on SIGHUP."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            reload: Callable[[], None] = cast(Starlette, self.config.app).state.reload
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
             for listener in sockets or []:
                 _log.info("serving on http://%s:%d", *listener.getsockname()[:2])
 
 
 def serve(folder: Path | str, options: ServeOptions) -> None:
     """Serves a variant folder until SIGINT or SIGTERM, then finishes the requests that were admitted.
+
+    SIGHUP loads the folder anew beside what serves; requests that are there already are answered by the old one. If the
+    new one fails its checks, the old one stays.
 
     Args:
         folder: The variant.

@@ -18,7 +18,9 @@ from starlette.applications import Starlette
 
 from hasten.errors import DataError
 from hasten.runtime import FakeRuntime, Logits, softmax
-from hasten.server import ServeOptions, create_app
+from hasten.serve_options import ServeOptions
+from hasten.served import Loaded
+from hasten.server import create_app
 from hasten.tokenization import Encoding
 
 DIGEST = "d" * 64
@@ -57,10 +59,10 @@ class GatedRuntime:
 
 
 def make_app(runtime: Any = None, options: ServeOptions = OPTIONS, *, batch_invariant: bool = True) -> Starlette:
-    return create_app(
-        runtime or FakeRuntime(), name="onnx-fp32", digest=DIGEST, batch_invariant=batch_invariant, max_tokens=512,
-        options=options,
-    )  # fmt: skip
+    return create_app(Loaded(
+        runtime=runtime or FakeRuntime(), name="onnx-fp32", digest=DIGEST, batch_invariant=batch_invariant,
+        max_tokens=512,
+    ), options)  # fmt: skip
 
 
 @asynccontextmanager

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,21 +15,21 @@ import httpx
 import pytest
 from serving import OPTIONS, client_of, expected
 
-from hasten import server
+from hasten import served
 from hasten.errors import ArtifactError, UsageError
 from hasten.runtime import FakeRuntime, Logits
 from hasten.server import open_app, serve
 from hasten.tokenization import Encoding
-from hasten.variant import Manifest, Parameters, StepRecord, Variant, seal
+from hasten.variant import Manifest, Parameters, StepRecord, Variant, open_variant, seal
 
 
-def make_folder(folder: Path, *, batch_invariant: bool = False) -> Path:
+def make_folder(folder: Path, *, weights: bytes = b"weights") -> Path:
     folder.mkdir()
-    (folder / "model.onnx").write_bytes(b"weights")
+    (folder / "model.onnx").write_bytes(weights)
     seal(folder, Manifest(
         schema="hasten.variant/1", name="onnx-int8", task="single_label_classification", format="onnx",
         precision="int8", architecture="bert", labels=["negative", "positive"], max_tokens=64,
-        parameters=Parameters(embedding=1, encoder=1, head=1), batch_invariant=batch_invariant,
+        parameters=Parameters(embedding=1, encoder=1, head=1), batch_invariant=False,
         step=StepRecord(name="quantize", parent=None),
     ))  # fmt: skip
     return folder
@@ -46,9 +48,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
         calls.append(("replay", variant.name, threads))
         return 0.0
 
-    monkeypatch.setattr(server, "open_runtime", open_runtime)
-    monkeypatch.setattr(server, "replay_golden", replay_golden)
-    monkeypatch.setattr(server, "other_machine", lambda variant: [])
+    monkeypatch.setattr(served, "open_runtime", open_runtime)
+    monkeypatch.setattr(served, "replay_golden", replay_golden)
+    monkeypatch.setattr(served, "other_machine", lambda variant: [])
     return calls
 
 
@@ -98,6 +100,41 @@ def test_serve_answers_until_it_is_told_to_stop(
     assert "server" not in replies[0].headers
 
 
+def test_a_hang_up_signal_reloads_the_folder(
+    tmp_path: Path, loads: list[tuple[str, str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import uvicorn
+
+    folder, startup, digests = make_folder(tmp_path / "v"), uvicorn.Server.startup, list[str]()
+    with_others = make_folder(tmp_path / "other", weights=b"other weights")
+
+    async def hang_up_then_stop(self: uvicorn.Server, sockets: Any = None) -> None:
+        await startup(self, sockets)
+        host, port = sockets[0].getsockname()
+
+        async def digest() -> str:
+            async with httpx.AsyncClient() as client:
+                return (await client.get(f"http://{host}:{port}/health")).json()["digest"]
+
+        async def script() -> None:
+            digests.append(await digest())
+            folder.rename(tmp_path / "old")
+            with_others.rename(folder)
+            os.kill(os.getpid(), signal.SIGHUP)
+            async with asyncio.timeout(10):
+                while await digest() == digests[0]:
+                    await asyncio.sleep(0.01)
+            digests.append(await digest())
+
+        self.scripted = asyncio.create_task(script())
+        self.scripted.add_done_callback(lambda _: setattr(self, "should_exit", True))
+
+    monkeypatch.setattr(uvicorn.Server, "startup", hang_up_then_stop)
+    serve(folder, replace(OPTIONS, port=0))
+    assert digests == [open_variant(tmp_path / "old").digest, open_variant(folder).digest]
+    assert [call for call, *_ in loads] == ["replay", "open"] * 2
+
+
 def test_serve_says_so_when_the_warm_up_fails(
     tmp_path: Path, loads: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +142,7 @@ def test_serve_says_so_when_the_warm_up_fails(
         def infer(self, encodings: Sequence[Encoding]) -> Logits:
             raise RuntimeError("no kernel for this")
 
-    monkeypatch.setattr(server, "open_runtime", lambda variant, threads, workers: Broken())
+    monkeypatch.setattr(served, "open_runtime", lambda variant, threads, workers: Broken())
     with pytest.raises(ArtifactError, match="did not start"):
         serve(make_folder(tmp_path / "v"), replace(OPTIONS, port=0))
 

@@ -1,0 +1,184 @@
+"""One loaded variant behind a batcher: what a server answers with, and what a reload puts in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from hasten.asked import RequestError
+from hasten.batching import NEVER, Answer, Batcher, Limits
+from hasten.costs import CostModel, measure_costs
+from hasten.golden import other_machine, replay_golden
+from hasten.runtime import Logits, Runtime, open_runtime
+from hasten.serve_options import ServeOptions
+from hasten.server_metrics import Metrics
+from hasten.tokenization import Encoding
+from hasten.variant import open_variant
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A variant in memory.
+
+    Attributes:
+        runtime: What classifies; its `encode` and `infer` are called from worker threads.
+        name: The variant's name.
+        digest: The variant's digest (hex).
+        batch_invariant: Whether a text's logits are the same alone and in any batch; if not, texts go one by one.
+        max_tokens: Longest input in tokens, at which `runtime.encode` truncates.
+        workers: Inferences at the same time, at least 1.
+    """
+
+    runtime: Runtime
+    name: str
+    digest: str
+    batch_invariant: bool
+    max_tokens: int
+    workers: int = 1
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Which artifact this is."""
+        return {"name": self.name, "digest": self.digest}
+
+
+def load(folder: Path | str, options: ServeOptions) -> Loaded:
+    """Loads a variant folder: checks its hashes, replays its golden logits.
+
+    Args:
+        folder: The variant.
+        options: How it shares out the cores.
+
+    Returns:
+        The variant in memory.
+
+    Raises:
+        ArtifactError: The folder is incomplete, altered or cannot be loaded.
+        ParityError: This machine computes other logits than those recorded when the folder was made.
+    """
+    variant = open_variant(folder)
+    workers, threads = options.layout(variant.manifest.plan)
+    _log.info("%s: %d inferences at the same time, threads of each: %d", variant.name, workers, threads)
+    replay_golden(variant, threads=threads)
+    for sentence in other_machine(variant):
+        _log.warning("%s: %s", variant.name, sentence)
+    return Loaded(
+        runtime=open_runtime(variant, threads=threads, workers=workers), name=variant.name, digest=variant.digest,
+        batch_invariant=variant.manifest.batch_invariant, max_tokens=variant.manifest.max_tokens, workers=workers,
+    )  # fmt: skip
+
+
+class Served:
+    """A loaded variant behind a batcher of its own.
+
+    Args:
+        loaded: The variant.
+        options: Limits.
+        metrics: What is told of every inference.
+        tokenizers: Where texts are tokenized.
+
+    Attributes:
+        loaded: The variant.
+        batcher: Its queue, once it was started.
+
+    Raises:
+        UsageError: A limit is below 1.
+    """
+
+    batcher: Batcher[Encoding, Logits]
+
+    def __init__(self, loaded: Loaded, options: ServeOptions, metrics: Metrics, tokenizers: ThreadPoolExecutor) -> None:
+        self.loaded, self._metrics, self._tokenizers = loaded, metrics, tokenizers
+        max_batch = options.max_batch if loaded.batch_invariant else 1  # else logits would depend on batch-mates
+        self._limits = Limits(
+            max_batch=max_batch, max_padded_tokens=options.max_padded_tokens, max_queue=options.max_queue
+        )
+        self.most_rows = min(options.max_rows, self._limits.max_queue)
+        self._tokenizing_rows = 0
+        self._asked = 0
+        self._idle = asyncio.Event()
+
+    async def start(self) -> None:
+        """Warms up, measures what an inference costs, and opens the queue."""
+        costs = await asyncio.get_running_loop().run_in_executor(self._tokenizers, self._warm_up)
+        self.batcher = Batcher(self._compute, self._limits, workers=self.loaded.workers, costs=costs)
+
+    def _warm_up(self) -> CostModel:
+        limits = self._limits
+        return measure_costs(
+            self.loaded.runtime, max_tokens=self.loaded.max_tokens, max_batch=limits.max_batch,
+            max_padded_tokens=limits.max_padded_tokens,
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """Finishes what was admitted; admits no more."""
+        await self.batcher.close()
+
+    async def retire(self) -> None:
+        """Finishes every text that was asked for before another variant took its place."""
+        while self._asked:
+            self._idle.clear()
+            await self._idle.wait()
+        await self.close()
+
+    async def answer(
+        self, texts: list[str], truncate: bool | None, deadline_s: float
+    ) -> tuple[list[Answer[Logits]], float]:
+        """Classifies texts.
+
+        Args:
+            texts: The texts.
+            truncate: Whether texts that are too long are cut; they are if None.
+            deadline_s: When the answer must stand, by `perf_counter`.
+
+        Returns:
+            An answer for each text, and the seconds that tokenizing took.
+
+        Raises:
+            OverloadedError: There is no room, or no time before the deadline.
+            RequestError: A text is too long and not to be cut (422).
+            DataError: A text cannot be tokenized.
+        """
+        self._asked += 1
+        try:
+            if deadline_s < NEVER:
+                self.batcher.require_time([], deadline_s)  # before the work of tokenizing, and with it below
+            started_s = perf_counter()
+            encodings = await self._encode(texts)
+            tokenize_s = perf_counter() - started_s
+            self._require_whole(encodings, truncate)
+            lengths = [max(1, len(encoding)) for encoding in encodings]
+            return await self.batcher.submit_all(encodings, lengths, deadline_s), tokenize_s
+        finally:
+            self._asked -= 1
+            self._idle.set()
+
+    def _require_whole(self, encodings: Sequence[Encoding], truncate: bool | None) -> None:
+        # The tokenizer cuts at the limit, so a text of exactly that length cannot be told from a longer one.
+        most = self.loaded.max_tokens
+        if truncate is False and any(len(encoding) >= most for encoding in encodings):
+            raise RequestError(422, "validation", f"a text is not below {most} tokens; set `truncate`")
+
+    async def _encode(self, texts: list[str]) -> list[Encoding]:
+        # What is being tokenized will queue next: counted here, it is refused before the work and not after it.
+        self.batcher.require_room(self._tokenizing_rows + len(texts))
+        self._tokenizing_rows += len(texts)
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._tokenizers, self.loaded.runtime.encode, texts)
+        finally:
+            self._tokenizing_rows -= len(texts)
+
+    def _compute(self, encodings: Sequence[Encoding]) -> Logits:
+        lengths = [len(encoding) for encoding in encodings]
+        self._metrics.batch.observe(len(lengths))
+        self._metrics.tokens.labels("text").inc(sum(lengths))
+        self._metrics.tokens.labels("padding").inc(len(lengths) * max(lengths) - sum(lengths))
+        return self.loaded.runtime.infer(encodings)
