@@ -124,7 +124,7 @@ class _Search:
             smoothed = self._smoothed(options)
             candidates += smoothed
             other = self._lost_points(_best(smoothed))
-            if VERDICTS.index(self._verdict(other)) < VERDICTS.index(self._verdict(lost)):
+            if self._rank(other) < self._rank(lost):
                 options, lost = _best(smoothed), other
         if self._verdict(lost) == "too large":
             sensitivity = self._sensitivity(options)
@@ -181,6 +181,10 @@ class _Search:
         if lost.upper is not None and lost.upper <= self.question.max_lost_points:
             return "holds"
         return "too large" if lost.lower is not None and lost.lower > self.question.max_lost_points else "undecided"
+
+    def _rank(self, lost: Interval) -> tuple[int, float]:
+        """What is known of a loss first, then its estimate; the smaller, the better."""
+        return VERDICTS.index(self._verdict(lost)), lost.value
 
     def _sensitivity(self, options: QuantizeOptions) -> dict[str, float]:
         """How far logits move when one product alone is quantized, worst first."""

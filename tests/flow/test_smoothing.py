@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 from conftest import labelled_rows
 from hasten.checkpoint import import_checkpoint
 from hasten.errors import UsageError
+from hasten.intervals import Interval
 from hasten.onnx_export import export
 from hasten.packing import unpack
 from hasten.quantization import QuantizeOptions, products, quantize
@@ -141,3 +142,22 @@ def test_the_search_smooths_where_the_loss_is_not_shown_to_be_allowed(
     assert tuple(sorted(set(tried))) == (0.0, *SMOOTHINGS)  # 40 texts cannot show that 0.3 points are not lost
     least = min(choice.candidates, key=lambda candidate: candidate.mean_logit_difference)
     assert least.options.smoothing > 0
+
+
+@pytest.mark.parametrize(("plain", "smoothed"), [(1.0, 0.2), (0.2, 1.0)])
+def test_where_neither_decides_the_smaller_estimate_is_taken(
+    plain: float, smoothed: float, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hasten.quantization_search import Question, _Search, choose_quantization
+
+    def lost(_search: _Search, options: QuantizeOptions) -> Interval:
+        return Interval(value=smoothed if options.smoothing else plain, lower=-1.0, upper=2.0)
+
+    monkeypatch.setattr(_Search, "_lost_points", lost)
+    valid = Workload(name="valid", source="valid", texts=tuple(TEXTS), labels=(0,) * len(TEXTS))
+    source = exported("bert", checkpoint, tmp_path)
+    choice = choose_quantization(Question(
+        source=source, texts=TEXTS[:5], valid=valid, options=QuantizeOptions(), max_lost_points=0.3, threads=1
+    ))  # fmt: skip
+    assert (choice.loss, choice.lost_points.value) == ("undecided", 0.2)
+    assert bool(choice.options.smoothing) == (smoothed < plain)
