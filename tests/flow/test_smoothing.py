@@ -148,12 +148,12 @@ def test_the_search_smooths_where_the_loss_is_not_shown_to_be_allowed(
 def test_where_neither_decides_the_smaller_estimate_is_taken(
     plain: float, smoothed: float, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hasten.quantization_search import Question, _Search, choose_quantization
+    from hasten.quantization_search import Question, choose_quantization
 
-    def lost(_search: _Search, options: QuantizeOptions) -> Interval:
+    def lost(_search: Any, options: QuantizeOptions) -> Interval:
         return Interval(value=smoothed if options.smoothing else plain, lower=-1.0, upper=2.0)
 
-    monkeypatch.setattr(_Search, "_lost_points", lost)
+    monkeypatch.setattr("hasten.quantization_search._Search._lost_points", lost)
     valid = Workload(name="valid", source="valid", texts=tuple(TEXTS), labels=(0,) * len(TEXTS))
     source = exported("bert", checkpoint, tmp_path)
     choice = choose_quantization(Question(
