@@ -141,6 +141,7 @@ class Batcher(Generic[Item, Row]):
         *,
         workers: int = 1,
         costs: Costs | None = None,
+        prepare: Callable[[], None] | None = None,
     ) -> None:
         """Starts nothing yet.
 
@@ -149,11 +150,12 @@ class Batcher(Generic[Item, Row]):
             limits: Bounds of a batch and of the queue.
             workers: Batches computed at the same time, at least 1; above 1, `compute` must be thread-safe.
             costs: What batches take; learns from those that are computed. None knows nothing.
+            prepare: Called once in each worker thread before it computes.
         """
         self._compute = compute
         self._limits = limits
         self._workers = workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="hasten-batch")
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="hasten-batch", initializer=prepare)
         self._waiting: list[_Waiter[Item, Row]] = []
         self._running: dict[asyncio.Future[_Finished[Row]], float] = {}  # and when each should be done
         self._costs = costs or NoCosts()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +22,8 @@ from hasten.serve_options import ServeOptions
 from hasten.server_metrics import Metrics
 from hasten.tokenization import Encoding
 from hasten.variant import open_variant
+
+YIELDING = 5  # steps of niceness: about a third of the loop's share of a core where both want it
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +54,17 @@ class Loaded:
         return {"name": self.name, "digest": self.digest}
 
 
+def yield_to_the_loop() -> None:
+    """Gives the calling thread, and those that it starts, a lower priority than the event loop's.
+
+    Where inference takes every core, the loop would otherwise wait for its turn before it could read, refuse or reply.
+    On Linux priorities belong to threads (sched(7)); elsewhere nothing is changed.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + YIELDING))
+
+
 def load(folder: Path | str, options: ServeOptions) -> Loaded:
     """Loads a variant folder: checks its hashes, replays its golden logits.
 
@@ -69,9 +85,11 @@ def load(folder: Path | str, options: ServeOptions) -> Loaded:
     replay_golden(variant, threads=threads)
     for sentence in other_machine(variant):
         _log.warning("%s: %s", variant.name, sentence)
+    with ThreadPoolExecutor(1, initializer=yield_to_the_loop) as opener:  # the runtime's own threads inherit from it
+        runtime = opener.submit(open_runtime, variant, threads=threads, workers=workers).result()
     return Loaded(
-        runtime=open_runtime(variant, threads=threads, workers=workers), name=variant.name, digest=variant.digest,
-        batch_invariant=variant.manifest.batch_invariant, max_tokens=variant.manifest.max_tokens, workers=workers,
+        runtime=runtime, name=variant.name, digest=variant.digest, batch_invariant=variant.manifest.batch_invariant,
+        max_tokens=variant.manifest.max_tokens, workers=workers,
     )  # fmt: skip
 
 
@@ -108,7 +126,9 @@ class Served:
     async def start(self) -> None:
         """Warms up, measures what an inference costs, and opens the queue."""
         costs = await asyncio.get_running_loop().run_in_executor(self._tokenizers, self._warm_up)
-        self.batcher = Batcher(self._compute, self._limits, workers=self.loaded.workers, costs=costs)
+        self.batcher = Batcher(
+            self._compute, self._limits, workers=self.loaded.workers, costs=costs, prepare=yield_to_the_loop
+        )
 
     def _warm_up(self) -> CostModel:
         limits = self._limits
@@ -148,8 +168,6 @@ class Served:
         """
         self._asked += 1
         try:
-            if deadline_s < NEVER:
-                self.batcher.require_time([], deadline_s)  # before the work of tokenizing, and with it below
             started_s = perf_counter()
             encodings = await self._encode(texts)
             tokenize_s = perf_counter() - started_s
@@ -159,6 +177,18 @@ class Served:
         finally:
             self._asked -= 1
             self._idle.set()
+
+    def require_time(self, deadline_s: float) -> None:
+        """Refuses at no cost what would be late even if nothing but the queue took time.
+
+        Args:
+            deadline_s: When the answer must stand, by `perf_counter`.
+
+        Raises:
+            OverloadedError: There is no time.
+        """
+        if deadline_s < NEVER:
+            self.batcher.require_time([], deadline_s)
 
     def _require_whole(self, encodings: Sequence[Encoding], truncate: bool | None) -> None:
         # The tokenizer cuts at the limit, so a text of exactly that length cannot be told from a longer one.

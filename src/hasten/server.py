@@ -155,6 +155,7 @@ class _Service:
         if not self.ready:
             raise OverloadedError("not ready: starting or closing", reason="closing")
         deadline_s = started_s + self._allowed_s(request)
+        served.require_time(deadline_s)  # before the work of reading; with all of it once it is known
         asked = read(await _read(request, self._options.max_body_bytes))
         answers, tokenize_s = await _unless_gone(request, served.answer(asked.texts, asked.truncate, deadline_s))
         slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -10,11 +14,14 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import visit
+from serving import post, visit
 from test_batching import LENGTHS, LIMITS, WIDE, Gate, run
 
 from hasten.batching import GAIN, NEVER, Batcher, Limits, take_batch
 from hasten.errors import OverloadedError
+from hasten.runtime import FakeRuntime, Logits
+from hasten.served import YIELDING
+from hasten.tokenization import Encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +165,27 @@ def test_a_deadline_out_of_reach_is_refused_and_counted() -> None:
     assert (reply.status_code, reply.json()["error_type"]) == (429, "overloaded")
     assert int(reply.headers["retry-after"]) >= 1
     assert 'hasten_refusals_total{reason="late"} 1.0' in metrics
+
+
+def test_what_is_refused_for_lack_of_time_is_not_even_parsed() -> None:
+    async def ask(client: httpx.AsyncClient) -> list[int]:
+        return [
+            (await client.post("/predict", content=b"{", headers={"x-hasten-deadline-ms": text})).status_code
+            for text in ("0.000001", "5000")
+        ]
+
+    assert visit(ask) == [429, 400]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities belong to threads on Linux only")
+def test_inference_yields_to_the_event_loop() -> None:
+    class Watched(FakeRuntime):
+        def infer(self, encodings: Sequence[Encoding]) -> Logits:
+            found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return super().infer(encodings)
+
+    found = list[int]()
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert post({"inputs": "a"}, runtime=Watched()).status_code == 200
+    assert found[-1] == min(19, before + YIELDING)
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
