@@ -7,8 +7,9 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -120,7 +121,7 @@ class Served:
         )
         self.most_rows = min(options.max_rows, self._limits.max_queue)
         self._tokenizing_rows = 0
-        self._asked = 0
+        self._requests = 0
         self._idle = asyncio.Event()
 
     async def start(self) -> None:
@@ -141,9 +142,19 @@ class Served:
         """Finishes what was admitted; admits no more."""
         await self.batcher.close()
 
+    @contextmanager
+    def in_use(self) -> Generator[None]:
+        """While a request is answered: until then it is not retired."""
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+            self._idle.set()
+
     async def retire(self) -> None:
-        """Finishes every text that was asked for before another variant took its place."""
-        while self._asked:
+        """Closes once every request that uses it is answered."""
+        while self._requests:
             self._idle.clear()
             await self._idle.wait()
         await self.close()
@@ -166,17 +177,12 @@ class Served:
             RequestError: A text is too long and not to be cut (422).
             DataError: A text cannot be tokenized.
         """
-        self._asked += 1
-        try:
-            started_s = perf_counter()
-            encodings = await self._encode(texts)
-            tokenize_s = perf_counter() - started_s
-            self._require_whole(encodings, truncate)
-            lengths = [max(1, len(encoding)) for encoding in encodings]
-            return await self.batcher.submit_all(encodings, lengths, deadline_s), tokenize_s
-        finally:
-            self._asked -= 1
-            self._idle.set()
+        started_s = perf_counter()
+        encodings = await self._encode(texts)
+        tokenize_s = perf_counter() - started_s
+        self._require_whole(encodings, truncate)
+        lengths = [max(1, len(encoding)) for encoding in encodings]
+        return await self.batcher.submit_all(encodings, lengths, deadline_s), tokenize_s
 
     def require_time(self, deadline_s: float) -> None:
         """Refuses at no cost what would be late even if nothing but the queue took time.

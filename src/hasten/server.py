@@ -57,7 +57,7 @@ from hasten.serve_options import ServeOptions
 from hasten.served import Loaded, Served, load
 from hasten.server_metrics import Metrics
 
-DEADLINE = "x-hasten-deadline-ms"
+ARTIFACT, DEADLINE = "x-hasten-artifact", "x-hasten-deadline-ms"
 TOKENIZERS = 2  # more than one, so that a long text does not hold up the short ones behind it
 DRAIN_S = 30
 
@@ -125,39 +125,40 @@ class _Service:
         await old.retire()
 
     async def predict(self, request: Request, *, nested: bool = False) -> Response:
-        served = self._served
-        return await self._reply(request, served, lambda body: asked_by_question(
-            body, served.most_rows, served.loaded.runtime.labels, nested=nested
-        ))  # fmt: skip
+        def read(body: bytes, served: Served) -> Asked:
+            return asked_by_question(body, served.most_rows, served.loaded.runtime.labels, nested=nested)
+
+        return await self._reply(request, read)
 
     async def infer(self, request: Request) -> Response:
-        self._require_named(request)
-        served, length = self._served, request.headers.get(JSON_LENGTH)
-        return await self._reply(request, served, lambda body: asked_by_inference(
-            body, length, served.most_rows, served.loaded.runtime.labels, served.loaded.identity
-        ))  # fmt: skip
+        def read(body: bytes, served: Served) -> Asked:
+            self._require_named(request)
+            length, loaded = request.headers.get(JSON_LENGTH), served.loaded
+            return asked_by_inference(body, length, served.most_rows, loaded.runtime.labels, loaded.identity)
 
-    async def _reply(self, request: Request, served: Served, read: Callable[[bytes], Asked]) -> Response:
+        return await self._reply(request, read)
+
+    async def _reply(self, request: Request, read: Callable[[bytes, Served], Asked]) -> Response:
         started_s = perf_counter()
         try:
-            response = await self._classify(request, served, started_s, read)
+            response = await self._classify(request, started_s, read)
         except Exception as error:
             response = await _refusal(request, self._explain(error))
-        response.headers["x-hasten-artifact"] = served.loaded.digest
+        response.headers.setdefault(ARTIFACT, self._loaded.digest)
         self._metrics.requests.labels(str(response.status_code)).inc()
         if response.status_code == 200:
             self._metrics.seconds["total"].observe(perf_counter() - started_s)
         return response
 
-    async def _classify(
-        self, request: Request, served: Served, started_s: float, read: Callable[[bytes], Asked]
-    ) -> Response:
+    async def _classify(self, request: Request, started_s: float, read: Callable[[bytes, Served], Asked]) -> Response:
         if not self.ready:
             raise OverloadedError("not ready: starting or closing", reason="closing")
         deadline_s = started_s + self._allowed_s(request)
-        served.require_time(deadline_s)  # before the work of reading; with all of it once it is known
-        asked = read(await _read(request, self._options.max_body_bytes))
-        answers, tokenize_s = await _unless_gone(request, served.answer(asked.texts, asked.truncate, deadline_s))
+        self._served.require_time(deadline_s)  # before the work of reading; with all of it once it is known
+        body, served = await _read(request, self._options.max_body_bytes), self._served
+        with served.in_use():
+            asked = read(body, served)
+            answers, tokenize_s = await _unless_gone(request, served.answer(asked.texts, asked.truncate, deadline_s))
         slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
         logits = np.stack([answer.row for answer in answers])
         if not np.isfinite(logits).all():
@@ -165,7 +166,7 @@ class _Service:
         content = asked.answer(logits)
         if perf_counter() > deadline_s:
             self._metrics.misses.inc()
-        return _json(content, headers=self._timed(tokenize_s, slowest))
+        return _json(content, headers={ARTIFACT: served.loaded.digest, **self._timed(tokenize_s, slowest)})
 
     def _allowed_s(self, request: Request) -> float:
         """Seconds that the request may take: what it says itself, or the server's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +106,26 @@ def test_a_text_being_tokenized_during_the_swap_is_not_lost() -> None:
 
     reply = on_site(script, Slow(), lambda: loaded(FakeRuntime(), NEW))
     assert (reply.status_code, reply.headers["x-hasten-artifact"]) == (200, OLD)
+
+
+def test_a_body_that_comes_slowly_is_answered_by_whatever_serves_when_it_is_there() -> None:
+    async def script(site: Site) -> httpx.Response:
+        begun, rest = asyncio.Event(), asyncio.Event()
+
+        async def body() -> AsyncGenerator[bytes]:
+            yield b'{"inputs": '
+            begun.set()
+            await rest.wait()
+            yield b'"x"}'
+
+        asked = asyncio.create_task(site.client.post("/predict", content=body()))
+        await begun.wait()
+        await site.reloaded("done")
+        rest.set()
+        return await asked
+
+    reply = on_site(script, FakeRuntime(), lambda: loaded(FakeRuntime(labels=OTHER_LABELS), NEW))
+    assert (reply.headers["x-hasten-artifact"], reply.json()) == (NEW, expected("x", OTHER_LABELS))
 
 
 class Broken(FakeRuntime):
