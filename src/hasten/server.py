@@ -14,7 +14,7 @@ GET  /          a page to try a text on and to watch the server; to a client tha
 A text is tokenized before it queues. What could only be answered after its deadline (`x-hasten-deadline-ms`, or the
 server's own) is refused at once with 429, as is what does not fit the queue. A reply tells how long its parts took
 (`x-hasten-tokenize-ms`, `-queue-ms`, `-inference-ms`; of several texts, those of the slowest) and which artifact
-answered (`x-hasten-artifact`).
+answered (`x-hasten-artifact`), and repeats `x-request-id` or gives one.
 
 Source: `/predict` of Hugging Face Text Embeddings Inference. We differ: a flat list is a batch, as `[["a"], ["b"]]` is
 (there, `["a", "b"]` is one pair; pairs are refused here); texts are truncated unless `"truncate": false`.
@@ -32,6 +32,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from time import perf_counter
 from typing import Any, TypeVar, cast
 
@@ -57,7 +58,8 @@ from hasten.serve_options import ServeOptions
 from hasten.served import Loaded, Served, load
 from hasten.server_metrics import Metrics
 
-ARTIFACT, DEADLINE = "x-hasten-artifact", "x-hasten-deadline-ms"
+ARTIFACT, DEADLINE, REQUEST_ID = "x-hasten-artifact", "x-hasten-deadline-ms", "x-request-id"
+MOST_ID = 128
 TOKENIZERS = 2  # more than one, so that a long text does not hold up the short ones behind it
 DRAIN_S = 30
 
@@ -139,11 +141,12 @@ class _Service:
         return await self._reply(request, read)
 
     async def _reply(self, request: Request, read: Callable[[bytes, Served], Asked]) -> Response:
-        started_s = perf_counter()
+        started_s, name = perf_counter(), request.headers.get(REQUEST_ID) or token_hex(8)
         try:
             response = await self._classify(request, started_s, read)
         except Exception as error:
-            response = await _refusal(request, self._explain(error))
+            response = await _refusal(request, self._explain(error, name))
+        response.headers[REQUEST_ID] = name[:MOST_ID]
         response.headers.setdefault(ARTIFACT, self._loaded.digest)
         self._metrics.requests.labels(str(response.status_code)).inc()
         if response.status_code == 200:
@@ -183,7 +186,7 @@ class _Service:
             self._metrics.seconds[stage].observe(seconds)
         return {f"x-hasten-{stage}-ms": f"{1000 * seconds:.3f}" for stage, seconds in stages_s.items()}
 
-    def _explain(self, error: Exception) -> RequestError:
+    def _explain(self, error: Exception, name: str) -> RequestError:
         match error:
             case RequestError():
                 return error
@@ -199,7 +202,7 @@ class _Service:
                 self._metrics.gone.inc()
                 return RequestError(499, "cancelled", "the client left")
             case _:
-                _log.error("inference failed", exc_info=error)
+                _log.error("request %.128s: inference failed", name, exc_info=error)
                 return RequestError(500, "backend", "inference failed; the server's log tells why")
 
     async def root(self, request: Request) -> Response:

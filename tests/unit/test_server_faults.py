@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
-from serving import OPTIONS, GatedRuntime, client_of, expected, live, make_app, visit
+import pytest
+from serving import OPTIONS, GatedRuntime, client_of, expected, live, make_app, open_gate, visit
 
 
 def ask(client: httpx.AsyncClient, inputs: Any) -> asyncio.Task[httpx.Response]:
@@ -146,3 +147,16 @@ def test_a_live_server_drops_the_row_of_a_client_that_hangs_up() -> None:
             runtime.gate.set()
             assert first.recv(1000).startswith(b"HTTP/1.1 200")
     assert runtime.batches == [["first"]]
+
+
+def test_a_request_keeps_its_id_and_the_log_names_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def script(client: httpx.AsyncClient) -> list[httpx.Response]:
+        bodies = [({"inputs": "a"}, "mine"), ({"inputs": "bad"}, "broken"), ({}, "x" * 999), ({"inputs": "a"}, "")]
+        return [await client.post("/predict", json=body, headers={"x-request-id": name}) for body, name in bodies]
+
+    answered, failed, refused, unnamed = visit(script, runtime=GatedRuntime(gate=open_gate()))
+    assert (answered.status_code, answered.headers["x-request-id"]) == (200, "mine")
+    assert (failed.status_code, failed.headers["x-request-id"]) == (500, "broken")
+    assert "request broken: inference failed" in caplog.text
+    assert (refused.status_code, refused.headers["x-request-id"]) == (422, "x" * 128)
+    assert len(unnamed.headers["x-request-id"]) == 16
