@@ -205,7 +205,7 @@ def serve(
     max_batch: Annotated[int, typer.Option(help="Most texts in one inference.")] = SERVE.max_batch,
     max_queue: Annotated[int, typer.Option(help="Most texts waiting; what goes beyond is refused.")] = SERVE.max_queue,
 ) -> None:
-    """Serve a variant over HTTP: POST /predict, GET /health, GET /metrics."""
+    """Serve a variant over HTTP: POST /predict, GET /metrics, and a page at /; SIGHUP loads the folder anew."""
     from hasten import server
 
     logging.getLogger("hasten").setLevel(logging.INFO)
