@@ -204,11 +204,18 @@ def serve(
     ] = SERVE.p99_ms,
     max_batch: Annotated[int, typer.Option(help="Most texts in one inference.")] = SERVE.max_batch,
     max_queue: Annotated[int, typer.Option(help="Most texts waiting; what goes beyond is refused.")] = SERVE.max_queue,
+    traces: Annotated[
+        bool, typer.Option("--traces", help="Trace requests by OpenTelemetry; OTEL_* variables say where to.")
+    ] = SERVE.traces,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
 ) -> None:
-    """Serve a variant over HTTP: POST /predict, GET /metrics, and a page at /; SIGHUP loads the folder anew."""
+    """Serve a variant over HTTP: POST /predict, GET /metrics, a page at /, its API at /docs; SIGHUP loads it anew."""
     from hasten import server
+    from hasten.logs import log_as_json
 
     logging.getLogger("hasten").setLevel(logging.INFO)
+    if log_json:
+        log_as_json()
     options = replace(
         SERVE,
         host=host,
@@ -218,6 +225,7 @@ def serve(
         p99_ms=p99_ms,
         max_batch=max_batch,
         max_queue=max_queue,
+        traces=traces,
     )
     server.serve(folder, options)
 

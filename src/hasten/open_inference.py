@@ -17,11 +17,11 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from hasten.asked import Asked, RequestError, checked_texts
+from hasten.asked import Asked, RequestError, checked_texts, described
 from hasten.runtime import Logits, softmax
 
 INPUT, BYTES = "text", "BYTES"
@@ -42,9 +42,9 @@ class Tensor:
         parameters: `binary_data_size`, where they are.
     """
 
-    name: str
-    shape: list[int]
-    datatype: str
+    name: Annotated[str, described(enum=[INPUT])]
+    shape: Annotated[list[int], described(minItems=1, maxItems=2)]
+    datatype: Annotated[str, described(enum=[BYTES])]
     data: list[Any] | None = None
     parameters: dict[str, Any] | None = None
 
@@ -58,7 +58,7 @@ class Output:
         parameters: Ignored.
     """
 
-    name: str
+    name: Annotated[str, described(enum=OUTPUTS)]
     parameters: dict[str, Any] | None = None
 
 
@@ -73,7 +73,7 @@ class Inference:
         parameters: Ignored.
     """
 
-    inputs: list[Tensor]
+    inputs: Annotated[list[Tensor], described(minItems=1, maxItems=1)]
     outputs: list[Output] | None = None
     id: str | None = None
     parameters: dict[str, Any] | None = None

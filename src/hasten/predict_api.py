@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from hasten.asked import Asked, RequestError, checked_texts
+from hasten.asked import Asked, RequestError, Text, checked_texts, described
 from hasten.runtime import Logits, softmax
+
+ONE = described(minItems=1, maxItems=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,7 @@ class Question:
         parameters: How scores are given.
     """
 
-    inputs: str | list[str | list[str]]
+    inputs: Text | Annotated[list[Text | Annotated[list[Text], ONE]], described(minItems=1)]
     raw_scores: bool | None = None
     truncate: bool | None = None
     parameters: Parameters | None = None

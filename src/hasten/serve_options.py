@@ -26,6 +26,7 @@ class ServeOptions:
         max_queue: Most texts waiting, those being tokenized included; what goes beyond is refused with 429.
         max_rows: Most texts in a request; never more than `max_queue`.
         max_body_bytes: Largest body of a request.
+        traces: Whether requests are traced, see `hasten.spans`.
     """
 
     host: str = "127.0.0.1"
@@ -38,6 +39,7 @@ class ServeOptions:
     max_queue: int = 64
     max_rows: int = 32
     max_body_bytes: int = 256 * 1024
+    traces: bool = False
 
     def __post_init__(self) -> None:
         """Checks the deadline.

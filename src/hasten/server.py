@@ -9,6 +9,7 @@ GET  /v2, /v2/health/live, /v2/health/ready, /v2/models/NAME, /v2/models/NAME/re
 GET  /health    200 when ready, 503 when starting or closing
 GET  /metrics   Prometheus
 GET  /          a page to try a text on and to watch the server; to a client that is no browser, what this is
+GET  /docs      the API to read and try; GET /openapi.json, the document behind it, see `hasten.openapi`
 ```
 
 A text is tokenized before it queues. What could only be answered after its deadline (`x-hasten-deadline-ms`, or the
@@ -42,11 +43,12 @@ import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from hasten import __version__
+from hasten import __version__, openapi
 from hasten.asked import Asked, RequestError
 from hasten.batching import NEVER, Answer
 from hasten.errors import ArtifactError, DataError, OverloadedError, UsageError
@@ -57,6 +59,7 @@ from hasten.runtime import Logits
 from hasten.serve_options import ServeOptions
 from hasten.served import Loaded, Served, load
 from hasten.server_metrics import Metrics
+from hasten.spans import Spans
 
 ARTIFACT, DEADLINE, REQUEST_ID = "x-hasten-artifact", "x-hasten-deadline-ms", "x-request-id"
 MOST_ID = 128
@@ -74,10 +77,13 @@ class _Service:
         loaded: The variant.
         options: Limits.
         again: Loads the variant anew, for a reload.
+        spans: What records traces.
     """
 
-    def __init__(self, loaded: Loaded, options: ServeOptions, again: Callable[[], Loaded] | None) -> None:
-        self._options, self._again = options, again
+    def __init__(
+        self, loaded: Loaded, options: ServeOptions, again: Callable[[], Loaded] | None, spans: Spans | None
+    ) -> None:
+        self._options, self._again, self._spans = options, again, spans
         self._metrics = Metrics()
         self._tokenizers = ThreadPoolExecutor(TOKENIZERS, thread_name_prefix="hasten-tokenize")
         self._served = Served(loaded, options, self._metrics, self._tokenizers)
@@ -98,6 +104,8 @@ class _Service:
                 if self._reloading is not None:
                     await self._reloading
                 await self._served.close()
+                if self._spans is not None:
+                    await asyncio.to_thread(self._spans.close)
 
     @property
     def _loaded(self) -> Loaded:
@@ -143,7 +151,7 @@ class _Service:
     async def _reply(self, request: Request, read: Callable[[bytes, Served], Asked]) -> Response:
         started_s, name = perf_counter(), request.headers.get(REQUEST_ID) or token_hex(8)
         try:
-            response = await self._classify(request, started_s, read)
+            response = await self._classify(request, started_s, name, read)
         except Exception as error:
             response = await _refusal(request, self._explain(error, name))
         response.headers[REQUEST_ID] = name[:MOST_ID]
@@ -153,7 +161,9 @@ class _Service:
             self._metrics.seconds["total"].observe(perf_counter() - started_s)
         return response
 
-    async def _classify(self, request: Request, started_s: float, read: Callable[[bytes, Served], Asked]) -> Response:
+    async def _classify(
+        self, request: Request, started_s: float, name: str, read: Callable[[bytes, Served], Asked]
+    ) -> Response:
         if not self.ready:
             raise OverloadedError("not ready: starting or closing", reason="closing")
         deadline_s = started_s + self._allowed_s(request)
@@ -169,7 +179,7 @@ class _Service:
         content = asked.answer(logits)
         if perf_counter() > deadline_s:
             self._metrics.misses.inc()
-        return _json(content, headers={ARTIFACT: served.loaded.digest, **self._timed(tokenize_s, slowest)})
+        return _json(content, headers={ARTIFACT: served.loaded.digest, **self._timed(tokenize_s, slowest, name)})
 
     def _allowed_s(self, request: Request) -> float:
         """Seconds that the request may take: what it says itself, or the server's."""
@@ -180,10 +190,12 @@ class _Service:
                 return allowed_ms / 1000
         raise RequestError(422, "validation", f"{DEADLINE} is a number of milliseconds above 0, not {text!r}")
 
-    def _timed(self, tokenize_s: float, answer: Answer[Logits]) -> dict[str, str]:
+    def _timed(self, tokenize_s: float, answer: Answer[Logits], name: str) -> dict[str, str]:
         stages_s = {"tokenize": tokenize_s, "queue": answer.queue_s, "inference": answer.inference_s}
         for stage, seconds in stages_s.items():
             self._metrics.seconds[stage].observe(seconds)
+        if self._spans is not None:
+            self._spans.record(stages_s, name)
         return {f"x-hasten-{stage}-ms": f"{1000 * seconds:.3f}" for stage, seconds in stages_s.items()}
 
     def _explain(self, error: Exception, name: str) -> RequestError:
@@ -202,7 +214,7 @@ class _Service:
                 self._metrics.gone.inc()
                 return RequestError(499, "cancelled", "the client left")
             case _:
-                _log.error("request %.128s: inference failed", name, exc_info=error)
+                _log.error("request %.128s: inference failed", name, exc_info=error, extra={"request_id": name})
                 return RequestError(500, "backend", "inference failed; the server's log tells why")
 
     async def root(self, request: Request) -> Response:
@@ -211,7 +223,7 @@ class _Service:
         if "text/html" in request.headers.get("accept", ""):
             return page()
         about = {"server": f"hasten {__version__}", **self._loaded.identity, "labels": self._loaded.runtime.labels}
-        routes = ["POST /predict", "POST /", "POST /v2/models/NAME/infer", "GET /health", "GET /metrics"]
+        routes = ["POST /predict", "POST /", "POST /v2/models/NAME/infer", "GET /health", "GET /metrics", "GET /docs"]
         return _json({**about, "routes": routes})
 
     def _require_named(self, request: Request) -> None:
@@ -242,7 +254,9 @@ class _Service:
         return Response(generate_latest(self._metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
-def create_app(loaded: Loaded, options: ServeOptions, again: Callable[[], Loaded] | None = None) -> Starlette:
+def create_app(
+    loaded: Loaded, options: ServeOptions, again: Callable[[], Loaded] | None = None, spans: Spans | None = None
+) -> Starlette:
     """Makes the app for one loaded variant.
 
     Its lifespan warms the runtime up before it takes requests, and finishes what was admitted before it ends.
@@ -251,6 +265,7 @@ def create_app(loaded: Loaded, options: ServeOptions, again: Callable[[], Loaded
         loaded: The variant.
         options: Limits; host, port, threads and workers are not used here.
         again: Loads the variant anew when `app.state.reload()` is called; None cannot.
+        spans: What records traces; None records none.
 
     Returns:
         An ASGI app whose lifespan must be run.
@@ -258,7 +273,7 @@ def create_app(loaded: Loaded, options: ServeOptions, again: Callable[[], Loaded
     Raises:
         UsageError: A limit is below 1.
     """
-    service = _Service(loaded, options, again)
+    service = _Service(loaded, options, again, spans)
     app = Starlette(
         routes=[
             Route("/", service.root, methods=["GET", "POST"]),
@@ -277,7 +292,9 @@ def create_app(loaded: Loaded, options: ServeOptions, again: Callable[[], Loaded
             ),
             Route("/health", service.health),
             Route("/metrics", service.metrics),
+            *openapi.routes(openapi.document(loaded.name, deadline=DEADLINE, request_id=REQUEST_ID, artifact=ARTIFACT)),
         ],
+        middleware=[Middleware(spans.around)] if spans else [],
         exception_handlers={HTTPException: _refusal},
         lifespan=service.lifespan,
     )
@@ -287,7 +304,8 @@ def create_app(loaded: Loaded, options: ServeOptions, again: Callable[[], Loaded
 
 def open_app(folder: Path | str, options: ServeOptions) -> Starlette:
     """The app of a variant folder, see `hasten.served.load`; raises what `serve` does."""
-    return create_app(load(folder, options), options, partial(load, folder, options))
+    spans = Spans() if options.traces else None
+    return create_app(load(folder, options), options, partial(load, folder, options), spans)
 
 
 class _Server(uvicorn.Server):
@@ -314,6 +332,7 @@ def serve(folder: Path | str, options: ServeOptions) -> None:
 
     Raises:
         ArtifactError: The folder is incomplete, altered or cannot be loaded, or the server does not start.
+        MissingExtraError: Traces are asked for, and their extra is not installed.
         ParityError: This machine computes other logits than those recorded when the folder was made.
         UsageError: A limit is below 1, or the address cannot be listened on.
     """
