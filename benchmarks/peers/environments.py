@@ -86,7 +86,7 @@ def built(peer: str, checkpoint: Path, calibration: Path, envs: Path, out: Path)
     log = out / "logs" / f"{peer}.txt"
     log.parent.mkdir(exist_ok=True)
     try:
-        python = environment(peer, envs, log)
+        python = environment(HERE / f"{peer}.txt", envs, log)
         _run([python, HERE / f"build_{peer}.py", checkpoint, calibration, rows], log)
     except HastenError as error:
         failed = Row(name=peer, peer=peer, how="", folder=rows, python=Path(), error=str(error))
@@ -106,11 +106,11 @@ def _row(peer: str, folder: Path, envs: Path) -> Row:
     return Row(name=folder.name, peer=peer, folder=folder, python=_python(peer, envs), **about)
 
 
-def environment(peer: str, envs: Path, log: Path) -> Path:
-    """The interpreter of a peer's environment, which is made if it does not stand with the same requirements.
+def environment(requirements: Path, envs: Path, log: Path) -> Path:
+    """The interpreter of an environment, which is made if it does not stand with the same requirements.
 
     Args:
-        peer: One of `PEERS`.
+        requirements: What the installer gets; the file's name is the environment's.
         envs: Folder of the environments.
         log: Gets what the installer says.
 
@@ -120,7 +120,8 @@ def environment(peer: str, envs: Path, log: Path) -> Path:
     Raises:
         HastenError: It cannot be installed.
     """
-    requirements, place = HERE / f"{peer}.txt", envs / peer
+    peer = requirements.stem
+    place = envs / peer
     marker = place / MARKER
     if not (marker.is_file() and marker.read_bytes() == requirements.read_bytes()):
         _run([sys.executable, "-m", "venv", "--clear", place], log)

@@ -1,0 +1,317 @@
+"""hasten's server against those that people use: the same graph, the same texts, the same core.
+
+    python benchmarks/against_servers.py VARIANT... --texts FILE [--envs FOLDER] [--only NAMES] [--rounds 2] [--name N]
+
+VARIANT is a folder with `model.onnx` and `tokenizer.json`. The peers are plain FastAPI, LitServe, BentoML, Ray Serve
+and MLServer, each in an environment of its own, made from `servers/<name>.txt`, with what `servers/serve_<name>.py`
+holds: the same tokenizer and session for all. Those that batch are run with batching and without.
+
+A server has core 0, with all its processes, and one thread for an inference; the load generator has core 1. Asked is an
+open-loop Poisson load, one text a request. In each round, in a random order, each server's highest rate is looked for
+whose p99 is shown to hold; the figure is the median over rounds. In the last round each is offered shares and multiples
+of its own highest rate too. The bare rate is that of the runtime in a loop on core 0, without HTTP.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import numpy as np
+import typer
+
+from hasten.errors import HastenError
+from hasten.load import Load, LoadOptions, find_max, highest, offer
+from hasten.variant import Variant, open_variant
+from hasten.workload import read_texts
+from overload import LOAD_CORE, SERVER_CORE, bare_seconds, row_of
+from peers.environments import environment
+from provenance import HERE, save_result
+
+SHARES = (0.2, 0.5, 0.8, 2.0, 10.0)
+START_S = 120.0
+BATCH = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """How a server is started and asked.
+
+    Attributes:
+        name: As the table has it.
+        peer: Name of its requirements and its script; empty for hasten.
+        batch: Most texts of an inference.
+        asked: What `inputs` holds.
+    """
+
+    name: str
+    peer: str = ""
+    batch: int = 1
+    asked: str = "text"
+
+
+SERVERS = (
+    Server(name="hasten"),
+    Server(name="FastAPI", peer="fastapi"),
+    Server(name="LitServe", peer="litserve"),
+    Server(name="LitServe, batches", peer="litserve", batch=BATCH),
+    Server(name="BentoML", peer="bentoml"),
+    Server(name="BentoML, batches", peer="bentoml", batch=BATCH, asked="list"),
+    Server(name="Ray Serve", peer="ray_serve"),
+    Server(name="Ray Serve, batches", peer="ray_serve", batch=BATCH),
+    Server(name="MLServer", peer="mlserver", asked="tensor"),
+    Server(name="MLServer, batches", peer="mlserver", batch=BATCH, asked="tensor"),
+)
+
+
+def command_of(server: Server, python: Path, folder: Path, port: int, p99_ms: float) -> list[str]:
+    """What starts a server."""
+    if not server.peer:
+        options = ["--port", str(port), "--p99-ms", str(p99_ms), "--threads", "1", "--workers", "1"]
+        return [sys.executable, "-m", "hasten", "serve", str(folder), *options]
+    if server.peer == "bentoml":
+        return [
+            str(python),
+            "-m",
+            "bentoml",
+            "serve",
+            "serve_bentoml:Service",
+            "--port",
+            str(port),
+            "--host",
+            "127.0.0.1",
+        ]
+    return [str(python), f"serve_{server.peer}.py"]
+
+
+@contextmanager
+def running(server: Server, python: Path, folder: Path, p99_ms: float, log: Path) -> Generator[str]:
+    """The server on its core, once it answers.
+
+    Yields:
+        What `offer` takes: the address, which `/predict` is put behind.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    known = {"MODEL": str(folder), "PORT": str(port), "THREADS": "1", "BATCH": str(server.batch)}
+    quiet = {"BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.sched_setaffinity(0, {SERVER_CORE})
+    with log.open("ab") as stream:
+        started = subprocess.Popen(
+            command_of(server, python, folder, port, p99_ms), cwd=HERE / "servers" if server.peer else HERE.parent,
+            env=os.environ | known | quiet | {"PYTHONPATH": "src" if not server.peer else ""}, stdout=stream,
+            stderr=stream, start_new_session=True,
+        )  # fmt: skip
+    os.sched_setaffinity(0, {LOAD_CORE})
+    address = f"http://127.0.0.1:{port}"
+    if server.asked == "tensor":
+        address += "/v2/models/classifier/infer?for="
+    try:
+        wait_for(server, started, address)
+        yield address
+    finally:
+        stop(server, started, python)
+
+
+def wait_for(server: Server, started: subprocess.Popen[bytes], address: str) -> None:
+    """Returns once a request is answered."""
+    until_s = time.monotonic() + START_S
+    while time.monotonic() < until_s:
+        try:
+            reply = httpx.post(f"{address}/predict", json={"inputs": inputs("a text", server)}, timeout=10)
+            if reply.status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        if started.poll() is not None:
+            break
+        time.sleep(0.2)
+    raise HastenError(f"{server.name} did not start")
+
+
+def stop(server: Server, started: subprocess.Popen[bytes], python: Path) -> None:
+    """Ends all its processes."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(started.pid, sign)
+            started.wait(10)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    if server.peer == "ray_serve":
+        subprocess.run([python, "-m", "ray.scripts.scripts", "stop", "--force"], check=False, capture_output=True)
+
+
+def inputs(text: str, server: Server) -> Any:
+    """What a request's `inputs` holds: a text, a list of one, or a tensor of one by the Open Inference Protocol."""
+    if server.asked == "tensor":
+        return [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}]
+    return [text] if server.asked == "list" else text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What every server is asked.
+
+    Attributes:
+        texts: The texts.
+        capacity: Bare rate, texts a second.
+        seconds: Of each load.
+        p99_ms: Within which an answer is good.
+        seed: Of the gaps and the texts.
+    """
+
+    texts: list[str]
+    capacity: float
+    seconds: float
+    p99_ms: float
+    seed: int
+
+    def load(self, server: Server, address: str, rate: float) -> Load:
+        """One load."""
+        asked: Any = [inputs(text, server) for text in self.texts]
+        options = LoadOptions(rate=rate, seconds=self.seconds, p99_ms=self.p99_ms, seed=self.seed)
+        return offer(address, asked, options)
+
+    def best(self, server: Server, address: str) -> float | None:
+        """The highest rate whose p99 holds; None if none is shown to."""
+        self.load(server, address, self.capacity / 4)  # warms both up
+        found = highest(find_max(lambda rate: self.load(server, address, rate), self.capacity / 2, self.seconds))
+        return None if found is None else found.rate
+
+    def shares(self, server: Server, address: str, rate: float) -> list[dict[str, Any]]:
+        """What becomes of shares and multiples of a rate."""
+        return [row_of(self.load(server, address, share * rate), rate) for share in SHARES]
+
+
+def compared(
+    variant: Variant, servers: list[Server], pythons: dict[str, Path], trial: Trial, rounds: int, log: Path
+) -> list[dict[str, Any]]:
+    """The rows of one variant."""
+    rates: dict[str, list[float | None]] = {server.name: [] for server in servers}
+    loads: dict[str, list[dict[str, Any]]] = {}
+    failures: dict[str, str] = {}
+    for number in range(rounds):
+        for server in random.Random(number).sample(servers, len(servers)):
+            try:
+                with running(server, pythons[server.peer], variant.path, trial.p99_ms, log) as address:
+                    rates[server.name].append(trial.best(server, address))
+                    held = [rate for rate in rates[server.name] if rate is not None]
+                    if number == rounds - 1 and held:
+                        loads[server.name] = trial.shares(server, address, statistics.median(held))
+            except HastenError as error:
+                failures[server.name] = str(error)
+            print(number, server.name, rates[server.name], failures.get(server.name, ""), flush=True)
+    return [
+        {
+            "server": name,
+            "rates": found,
+            "rate": middle(found),
+            "loads": loads.get(name, []),
+            "failure": failures.get(name),
+        }
+        for name, found in rates.items()
+    ]
+
+
+def middle(rates: list[float | None]) -> float | None:
+    """Median of the rates that hold; None if there are none."""
+    held = [rate for rate in rates if rate is not None]
+    return round(statistics.median(held), 1) if held else None
+
+
+def main(
+    folders: Annotated[list[Path], typer.Argument(help="Variant folders.")],
+    texts: Annotated[str, typer.Option()],
+    envs: Path = Path("server-environments"),
+    only: Annotated[str | None, typer.Option(help="Names, separated by semicolons; all if not given.")] = None,
+    rounds: int = 2,
+    seconds: float = 6.0,
+    p99_ms: Annotated[float, typer.Option()] = 50.0,
+    name: str = "servers",
+) -> None:
+    """Makes the environments, then compares; prints, saves."""
+    wanted = only.split(";") if only else [server.name for server in SERVERS]
+    servers = [server for server in SERVERS if server.name in wanted]
+    envs = envs.absolute()
+    envs.mkdir(parents=True, exist_ok=True)
+    log = envs / "log.txt"
+    peers = {server.peer for server in servers if server.peer}
+    pythons = {peer: environment(HERE / "servers" / f"{peer}.txt", envs, log) for peer in peers} | {
+        "": Path(sys.executable)
+    }
+    asked, results = read_texts(texts), list[dict[str, Any]]()
+    for folder in folders:
+        variant = open_variant(folder.absolute())
+        os.sched_setaffinity(0, {SERVER_CORE})
+        taken_s = bare_seconds(variant, asked)
+        capacity = len(taken_s) / sum(taken_s)
+        print(f"{variant.name}: bare {capacity:.1f} texts/s", flush=True)
+        trial = Trial(texts=asked, capacity=capacity, seconds=seconds, p99_ms=p99_ms, seed=1)
+        results.append({
+            "variant": variant.name, "architecture": variant.manifest.architecture,
+            "parameters": variant.manifest.parameters.total, "bare_texts_per_s": round(capacity, 1),
+            "bare_p50_ms": round(1e3 * float(np.median(taken_s)), 3),
+            "servers": compared(variant, servers, pythons, trial, rounds, log),
+        })  # fmt: skip
+    versions = {peer: (HERE / "servers" / f"{peer}.txt").read_text(encoding="utf-8").split() for peer in sorted(peers)}
+    save_result(name, {
+        "p99_ms": p99_ms, "seconds": seconds, "rounds": rounds, "peers": versions, "variants": results,
+    })  # fmt: skip
+    table = markdown(results)
+    (HERE / "results" / f"{name}.md").write_text(table, encoding="utf-8")
+    print(table)
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """The tables."""
+    lines = list[str]()
+    for result in results:
+        bare = result["bare_texts_per_s"]
+        lines += [
+            f"## {result['variant']}",
+            "",
+            f"The bare runtime: {bare} texts/s, {result['bare_p50_ms']} ms at the median.",
+            "",
+        ]
+        lines += [
+            "| Server | Rate whose p99 holds | of bare | p50 / p99 at 20 % | 50 % | 80 % | goodput at 2× | 10× | "
+            "late | refused p99 |"
+        ]
+        lines += ["| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+        lines += [row(server, bare) for server in result["servers"]] + [""]
+    return "\n".join(lines)
+
+
+def row(server: dict[str, Any], bare: float) -> str:
+    """One server's row."""
+    if server["rate"] is None:
+        return f"| {server['server']} | {server['failure'] or 'none'} |" + " |" * 8
+    loads = {load["share"]: load for load in server["loads"]}
+    calm = [f"{loads[share]['p50_ms']} / {loads[share]['p99_ms']}" for share in SHARES[:3]]
+    flood = loads[SHARES[-1]]
+    refused = "–" if flood["refused_p99_ms"] is None else f"{flood['refused_p99_ms']} ms"
+    goodputs = [f"{loads[share]['goodput_share']:.0%}" for share in SHARES[3:]]
+    late = f"{flood['late'] / flood['answered']:.1%}" if flood["answered"] else "–"
+    return (
+        f"| {server['server']} | {server['rate']} | {server['rate'] / bare:.2f} | "
+        + " | ".join([*calm, *goodputs, late, refused])
+        + " |"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
