@@ -19,7 +19,7 @@ import asyncio
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import Generic, TypeVar
@@ -295,7 +295,7 @@ class Batcher(Generic[Item, Row]):
         return [waiter.outcome for waiter in admitted]
 
     def _start_batches(self) -> None:
-        while len(self._running) < self._workers and (batch := self._next_batch()):
+        while self._waiting and len(self._running) < self._workers and (batch := self._next_batch()):
             items = [waiter.item for waiter in batch]
             running = asyncio.get_running_loop().run_in_executor(self._pool, _run, self._compute, items)
             longest = max(waiter.cost_tokens for waiter in batch)
@@ -310,14 +310,13 @@ class Batcher(Generic[Item, Row]):
         alive = self._in_time()
         lengths, now_s = [waiter.cost_tokens for waiter in alive], perf_counter()
         left_s = [waiter.deadline_s - now_s for waiter in alive]
-        taken = set(take_batch(lengths, self._fair_limits(len(alive)), self._costs, left_s))
+        taken = set(take_batch(lengths, self._limits, self._costs, left_s)[: self._fair_share(len(alive))])
         self._waiting = [waiter for position, waiter in enumerate(alive) if position not in taken]
         return [waiter for position, waiter in enumerate(alive) if position in taken]
 
-    def _fair_limits(self, waiting: int) -> Limits:
-        """Limits under which every idle worker gets its share of what waits."""
-        idle = max(1, self._workers - len(self._running))
-        return replace(self._limits, max_batch=max(1, min(self._limits.max_batch, math.ceil(waiting / idle))))
+    def _fair_share(self, waiting: int) -> int:
+        """Rows of a batch that leave every idle worker its share of what waits."""
+        return max(1, math.ceil(waiting / max(1, self._workers - len(self._running))))
 
     def _in_time(self) -> list[_Waiter[Item, Row]]:
         """Those that can still be answered in time; the others are told so."""

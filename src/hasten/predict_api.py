@@ -89,8 +89,8 @@ def _named(logits: Logits, labels: Sequence[str], question: Question) -> list[li
     scores = _scores(logits, "none" if question.raw_scores else parameters.function_to_apply)
     best = np.argsort(-scores, axis=1, kind="stable")[:, : parameters.top_k]
     return [
-        [{"label": labels[label], "score": float(row[label])} for label in order]
-        for row, order in zip(scores, best, strict=True)
+        [{"label": labels[label], "score": row[label]} for label in order]
+        for row, order in zip(scores.tolist(), best.tolist(), strict=True)
     ]
 
 

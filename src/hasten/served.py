@@ -24,6 +24,7 @@ from hasten.server_metrics import Metrics
 from hasten.tokenization import Encoding
 from hasten.variant import open_variant
 
+AT_ONCE = 500  # characters that are tokenized in less time than a thread takes to be woken and to wake the loop
 YIELDING = 5  # steps of niceness: about a third of the loop's share of a core where both want it
 
 _log = logging.getLogger(__name__)
@@ -205,6 +206,8 @@ class Served:
     async def _encode(self, texts: list[str]) -> list[Encoding]:
         # What is being tokenized will queue next: counted here, it is refused before the work and not after it.
         self.batcher.require_room(self._tokenizing_rows + len(texts))
+        if sum(map(len, texts)) <= AT_ONCE:
+            return self.loaded.runtime.encode(texts)
         self._tokenizing_rows += len(texts)
         try:
             loop = asyncio.get_running_loop()

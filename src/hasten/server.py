@@ -33,7 +33,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from secrets import token_hex
+from random import getrandbits
 from time import perf_counter
 from typing import Any, TypeVar, cast
 
@@ -63,6 +63,7 @@ from hasten.spans import Spans
 
 ARTIFACT, DEADLINE, REQUEST_ID = "x-hasten-artifact", "x-hasten-deadline-ms", "x-request-id"
 MOST_ID = 128
+GONE = "the client left"
 TOKENIZERS = 2  # more than one, so that a long text does not hold up the short ones behind it
 DRAIN_S = 30
 
@@ -149,7 +150,7 @@ class _Service:
         return await self._reply(request, read)
 
     async def _reply(self, request: Request, read: Callable[[bytes, Served], Asked]) -> Response:
-        started_s, name = perf_counter(), request.headers.get(REQUEST_ID) or token_hex(8)
+        started_s, name = perf_counter(), request.headers.get(REQUEST_ID) or f"{getrandbits(64):016x}"
         try:
             response = await self._classify(request, started_s, name, read)
         except Exception as error:
@@ -212,7 +213,7 @@ class _Service:
                 return RequestError(422, "tokenizer", str(error))
             case ClientDisconnect():
                 self._metrics.gone.inc()
-                return RequestError(499, "cancelled", "the client left")
+                return RequestError(499, "cancelled", GONE)
             case _:
                 _log.error("request %.128s: inference failed", name, exc_info=error, extra={"request_id": name})
                 return RequestError(500, "backend", "inference failed; the server's log tells why")
@@ -371,16 +372,23 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Does the work, but drops it as soon as the client leaves."""
-    task = asyncio.ensure_future(work)
+    task, working = asyncio.current_task(), True
+
+    def drop(gone: asyncio.Future[Any]) -> None:
+        if task is not None and working and not gone.cancelled():
+            task.cancel(GONE)
+
     # The body has been read, so the next message can only tell that the client left.
     gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
+    gone.add_done_callback(drop)
     try:
-        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        return await work
+    except asyncio.CancelledError as error:
+        if task is None or GONE not in error.args or task.uncancel():
+            raise
+        raise ClientDisconnect from None
     finally:
-        task.cancel()
+        working = False
         gone.cancel()
 
 

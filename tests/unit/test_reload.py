@@ -14,7 +14,7 @@ from serving import OPTIONS, GatedRuntime, client_of, expected, open_gate
 
 from hasten.errors import ArtifactError
 from hasten.runtime import FakeRuntime, Logits
-from hasten.served import Loaded
+from hasten.served import AT_ONCE, Loaded
 from hasten.server import create_app
 from hasten.tokenization import Encoding
 
@@ -90,15 +90,15 @@ def test_what_was_asked_of_the_old_variant_is_answered_by_it() -> None:
 def test_a_text_being_tokenized_during_the_swap_is_not_lost() -> None:
     class Slow(FakeRuntime):
         def encode(self, texts: Sequence[str]) -> list[Encoding]:
-            if texts == ["x"]:
+            if texts == [long]:
                 entered.set()
                 assert gate.wait(5)
             return super().encode(texts)
 
-    gate, entered = threading.Event(), threading.Event()
+    gate, entered, long = threading.Event(), threading.Event(), "x" * (AT_ONCE + 1)  # not on the event loop
 
     async def script(site: Site) -> httpx.Response:
-        asked = asyncio.create_task(site.ask("x"))
+        asked = asyncio.create_task(site.ask(long))
         await asyncio.to_thread(entered.wait, 5)
         await site.reloaded("done")
         gate.set()

@@ -3,7 +3,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncGenerator
+import threading
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from serving import DIGEST, OPTIONS, GatedRuntime, client_of, expected, live, make_app, open_gate, post, visit
 
 from hasten.runtime import FakeRuntime
+from hasten.served import AT_ONCE
 from hasten.server import ServeOptions
+from hasten.tokenization import Encoding
 
 
 def test_one_text_gives_labels_with_scores_best_first() -> None:
@@ -213,3 +216,21 @@ def test_the_inference_client_of_the_hub_works_against_a_live_server(monkeypatch
     assert [element.label for element in answer] == [wanted[0]["label"]]
     assert reply.json() == wanted
     assert reply.headers["x-hasten-artifact"] == DIGEST
+
+
+def test_a_long_text_is_tokenized_off_the_event_loop() -> None:
+    class Watched(FakeRuntime):
+        def encode(self, texts: Sequence[str]) -> list[Encoding]:
+            threads.append(threading.current_thread().name)
+            return super().encode(texts)
+
+    threads = list[str]()
+
+    async def script(client: httpx.AsyncClient) -> None:
+        threads.clear()
+        for texts in (["x" * AT_ONCE], ["x" * AT_ONCE, "y"]):
+            assert (await client.post("/predict", json={"inputs": texts})).status_code == 200
+
+    visit(script, Watched())
+    assert threads[0] == threading.current_thread().name
+    assert threads[1].startswith("hasten-tokenize")
