@@ -37,6 +37,7 @@ TEXT: dict[str, Any] = {"type": "string"}
 COMPONENTS = "#/components/schemas/"
 ERRORS = {
     400: "The body is no JSON, or not what the protocol says.",
+    408: "The body took too long to come.",
     404: "No such model here.",
     413: "Too many bytes or texts; ask for fewer.",
     422: "A field has a wrong type or value, a text is empty, or it cannot be tokenized.",
@@ -160,7 +161,7 @@ def _classify(
         "summary": summary,
         "parameters": parameters,
         "requestBody": {"required": True, "content": _body(_ref(asked[0]), asked[1])},
-        "responses": right | _errors((400, *also, 413, 422, 429, 500, 503)),
+        "responses": right | _errors((400, *also, 408, 413, 422, 429, 500, 503)),
     }
 
 

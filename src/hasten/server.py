@@ -29,13 +29,13 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from random import getrandbits
 from time import perf_counter
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -51,7 +51,9 @@ from starlette.routing import Route
 from hasten import __version__, openapi
 from hasten.asked import Asked, RequestError
 from hasten.batching import NEVER, Answer
+from hasten.connection import Connection
 from hasten.errors import ArtifactError, DataError, OverloadedError, UsageError
+from hasten.incoming import GONE, read_body, unless_gone
 from hasten.open_inference import JSON_LENGTH, asked_by_inference, model_metadata
 from hasten.page import page
 from hasten.predict_api import asked_by_question
@@ -63,12 +65,10 @@ from hasten.spans import Spans
 
 ARTIFACT, DEADLINE, REQUEST_ID = "x-hasten-artifact", "x-hasten-deadline-ms", "x-request-id"
 MOST_ID = 128
-GONE = "the client left"
 TOKENIZERS = 2  # more than one, so that a long text does not hold up the short ones behind it
 DRAIN_S = 30
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class _Service:
@@ -169,10 +169,10 @@ class _Service:
             raise OverloadedError("not ready: starting or closing", reason="closing")
         deadline_s = started_s + self._allowed_s(request)
         self._served.require_time(deadline_s)  # before the work of reading; with all of it once it is known
-        body, served = await _read(request, self._options.max_body_bytes), self._served
+        body, served = await read_body(request, self._options.max_body_bytes), self._served
         with served.in_use():
             asked = read(body, served)
-            answers, tokenize_s = await _unless_gone(request, served.answer(asked.texts, asked.truncate, deadline_s))
+            answers, tokenize_s = await unless_gone(request, served.answer(asked.texts, asked.truncate, deadline_s))
         slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
         logits = np.stack([answer.row for answer in answers])
         if not np.isfinite(logits).all():
@@ -340,7 +340,7 @@ def serve(folder: Path | str, options: ServeOptions) -> None:
     # The port is taken first, so that a wrong one fails before a model is loaded; it answers when the app is ready.
     with _bound(options) as listener:
         server = _Server(uvicorn.Config(
-            open_app(folder, options), loop="uvloop", http="httptools", ws="none", lifespan="on", log_config=None,
+            open_app(folder, options), loop="uvloop", http=Connection, ws="none", lifespan="on", log_config=None,
             access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_S,
         ))  # fmt: skip
         with contextlib.suppress(KeyboardInterrupt, SystemExit):
@@ -358,38 +358,6 @@ def _bound(options: ServeOptions) -> socket.socket:
         listener.close()
         raise UsageError(f"cannot listen on {options.host}, port {options.port}: {error}; choose others") from error
     return listener
-
-
-async def _read(request: Request, max_bytes: int) -> bytes:
-    """The body, counted as it comes: a Content-Length may lie or be missing."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise RequestError(413, "validation", f"the body is above {max_bytes} bytes", {"connection": "close"})
-    return bytes(body)
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Does the work, but drops it as soon as the client leaves."""
-    task, working = asyncio.current_task(), True
-
-    def drop(gone: asyncio.Future[Any]) -> None:
-        if task is not None and working and not gone.cancelled():
-            task.cancel(GONE)
-
-    # The body has been read, so the next message can only tell that the client left.
-    gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
-    gone.add_done_callback(drop)
-    try:
-        return await work
-    except asyncio.CancelledError as error:
-        if task is None or GONE not in error.args or task.uncancel():
-            raise
-        raise ClientDisconnect from None
-    finally:
-        working = False
-        gone.cancel()
 
 
 def _json(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from starlette.applications import Starlette
 
+from hasten.connection import Connection
 from hasten.errors import DataError
 from hasten.runtime import FakeRuntime, Logits, softmax
 from hasten.serve_options import ServeOptions
@@ -115,7 +116,7 @@ def live(app: Starlette) -> Generator[str]:
     import uvicorn
 
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, loop="uvloop", http="httptools", ws="none", lifespan="on", log_config=None)
+    config = uvicorn.Config(app, loop="uvloop", http=Connection, ws="none", lifespan="on", log_config=None)
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
