@@ -140,13 +140,17 @@ def _planned(minutes: float, start: Variant, lesson: Lesson, options: DistillOpt
     import msgspec
 
     from hasten.files import write_atomically
+    from hasten.teaching import answered_texts
     from hasten.training_plan import TrainingPlan, measured_speeds, plan_training
     from hasten.workshop import make_key
 
     path = work / f"plan-{make_key(start.digest, *lesson.identity, options, minutes)[:16]}.json"
     if not path.is_file():
         speeds = measured_speeds(start, lesson, options)
-        plan = plan_training(minutes, speeds, labelled=len(lesson.data), unlabelled=len(lesson.transfer))
+        answered = answered_texts(lesson.teacher, lesson.texts, work) if lesson.teacher else 0
+        plan = plan_training(
+            minutes, speeds, labelled=len(lesson.data), unlabelled=len(lesson.transfer), answered=answered
+        )
         write_atomically(path, msgspec.json.encode(plan))
     return msgspec.json.decode(path.read_bytes(), type=TrainingPlan)
 

@@ -8,7 +8,7 @@ difference of logits, the other objective, is that of Ba and Caruana 2014, "Do d
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -233,10 +233,7 @@ def teacher_logits(teacher: Variant, texts: Sequence[str], work: Path, *, thread
     work.mkdir(parents=True, exist_ok=True)
     batch = TEACHER_BATCH if teacher.manifest.batch_invariant else 1
     runtime, parts = None, list[Logits]()
-    for start in range(0, len(texts), CACHED_TEXTS):
-        part = list(texts[start : start + CACHED_TEXTS])
-        digest = hashlib.sha256(msgspec.json.encode([teacher.digest, part])).hexdigest()
-        path = work / f"logits-{digest[:16]}.safetensors"
+    for part, digest, path in _parts(teacher, texts, work):
         if path.is_file():
             parts.append(_cached(path, digest, len(part)))
             continue
@@ -244,6 +241,29 @@ def teacher_logits(teacher: Variant, texts: Sequence[str], work: Path, *, thread
         parts.append(predict_logits(runtime, part, batch=batch))
         write_atomically(path, save({"logits": parts[-1]}, metadata={"digest": digest}))
     return np.concatenate(parts)
+
+
+def answered_texts(teacher: Variant, texts: Sequence[str], work: Path) -> int:
+    """How many of the texts a teacher need not answer again, whatever texts come after them.
+
+    Args:
+        teacher: What answers.
+        texts: The texts.
+        work: Folder of the cache.
+
+    Returns:
+        Texts in whole parts that are cached.
+    """
+    parts = [part for part, _, path in _parts(teacher, texts, work) if path.is_file()]
+    return sum(len(part) for part in parts if len(part) == CACHED_TEXTS)
+
+
+def _parts(teacher: Variant, texts: Sequence[str], work: Path) -> Generator[tuple[list[str], str, Path]]:
+    """The texts by parts, each with the hash of teacher and texts and the file of its logits."""
+    for start in range(0, len(texts), CACHED_TEXTS):
+        part = list(texts[start : start + CACHED_TEXTS])
+        digest = hashlib.sha256(msgspec.json.encode([teacher.digest, part])).hexdigest()
+        yield part, digest, work / f"logits-{digest[:16]}.safetensors"
 
 
 def _cached(path: Path, digest: str, rows: int) -> Logits:

@@ -54,6 +54,7 @@ class TrainingPlan:
         augment: New texts to make for each labelled one.
         speeds: What the plan rests on.
         predicted_s: Seconds that it will take.
+        answered: Texts that the teacher has answered before.
     """
 
     minutes: float
@@ -62,12 +63,13 @@ class TrainingPlan:
     augment: float
     speeds: Speeds
     predicted_s: float
+    answered: int = 0
 
     def __str__(self) -> str:
         """The plan in a sentence."""
         new = f" and new ones, {self.augment:.2g} for each labelled one," if self.augment else ""
         return (
-            f"plan for {self.minutes:g} minutes: the teacher answers {self.texts:,} texts{new} "
+            f"plan for {self.minutes:g} minutes: the teacher answers {self.texts - self.answered:,} texts{new} "
             f"at {1 / self.speeds.answer_s:,.0f} a second, then {self.epochs:.2g} passes "
             f"at {1 / self.speeds.train_s:,.0f} a second; {self.predicted_s / 60:.1f} minutes in all"
         )
@@ -89,7 +91,9 @@ def check_minutes(minutes: float | None, *, guided: bool = False) -> None:
         raise UsageError("--minutes plans for answers alone; leave out --guide-epochs, or name --epochs instead")
 
 
-def plan_training(minutes: float, speeds: Speeds, *, labelled: int, unlabelled: int = 0) -> TrainingPlan:
+def plan_training(
+    minutes: float, speeds: Speeds, *, labelled: int, unlabelled: int = 0, answered: int = 0
+) -> TrainingPlan:
     """Plans passes and texts for a number of minutes.
 
     Args:
@@ -97,6 +101,7 @@ def plan_training(minutes: float, speeds: Speeds, *, labelled: int, unlabelled: 
         speeds: What a text costs.
         labelled: Texts with labels, at least 1.
         unlabelled: The user's texts without.
+        answered: How many of all these the teacher has answered before.
 
     Returns:
         The plan; it takes at most `minutes`.
@@ -105,22 +110,23 @@ def plan_training(minutes: float, speeds: Speeds, *, labelled: int, unlabelled: 
         UsageError: The minutes are none, or too few for the teacher to answer the texts and a part of a pass.
     """
     check_minutes(minutes)
-    seconds, texts = 60 * minutes * (1 - RESERVE), labelled + unlabelled
+    saved_s, texts = answered * speeds.answer_s, labelled + unlabelled
+    seconds = 60 * minutes * (1 - RESERVE) + saved_s
     each_s = speeds.answer_s + WANTED_EPOCHS * speeds.train_s
     most = round(MOST_NEW_TEXTS * labelled)
     new = min(most, max(0, math.floor((seconds - texts * each_s) / each_s)))
     left_s = seconds - (texts + new) * speeds.answer_s
     epochs = min(MOST_EPOCHS, left_s / ((texts + new) * speeds.train_s))
     if epochs < LEAST_EPOCHS:
-        needed = texts * (speeds.answer_s + LEAST_EPOCHS * speeds.train_s) / (1 - RESERVE) / 60
+        needed = (texts * (speeds.answer_s + LEAST_EPOCHS * speeds.train_s) - saved_s) / (1 - RESERVE) / 60
         raise UsageError(
             f"--minutes {minutes:g} are too few: {texts:,} texts to answer and a part of a pass take about "
             f"{needed:.1f} minutes on this machine; give more, or fewer texts"
         )
-    predicted = (texts + new) * (speeds.answer_s + epochs * speeds.train_s)
     return TrainingPlan(
-        minutes=minutes, epochs=epochs, texts=texts, augment=new / labelled, speeds=speeds, predicted_s=predicted
-    )
+        minutes=minutes, epochs=epochs, texts=texts, augment=new / labelled, speeds=speeds, answered=answered,
+        predicted_s=(texts + new) * (speeds.answer_s + epochs * speeds.train_s) - saved_s,
+    )  # fmt: skip
 
 
 def measured_speeds(start: Variant, lesson: Lesson, options: DistillOptions) -> Speeds:

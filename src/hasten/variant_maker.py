@@ -26,7 +26,7 @@ from hasten.splits import Data
 from hasten.static_student import StaticOptions, train_static
 from hasten.student_search import Search, latency_table, shapes_to_measure
 from hasten.students import Shape, init_student, shape_of, stand_for
-from hasten.teaching import DistillOptions, Lesson
+from hasten.teaching import DistillOptions, Lesson, answered_texts
 from hasten.torch_training import TrainOptions
 from hasten.training_plan import TrainingPlan, measured_speeds, plan_training
 from hasten.transfer import TransferOptions, TransferSet, widened
@@ -219,7 +219,10 @@ class Maker:
 
         def plan() -> TrainingPlan:
             speeds = measured_speeds(start, lesson, options)
-            return plan_training(self.options.minutes or 0, speeds, labelled=len(self.data.train), unlabelled=len(more))
+            return plan_training(
+                self.options.minutes or 0, speeds, labelled=len(self.data.train), unlabelled=len(more),
+                answered=answered_texts(teacher, lesson.texts, self.shop.work),
+            )  # fmt: skip
 
         self.training_plan = self.shop.cached("plan", key, TrainingPlan, plan)
         self.observer.stage(str(self.training_plan))

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from scipy import special
 
 from conftest import LABELS, labelled_rows
+from hasten import teaching
 from hasten.checkpoint import import_checkpoint
 from hasten.distillation import distill
 from hasten.errors import ArtifactError, DataError, HastenError, UsageError
 from hasten.runtime import open_runtime, predict_logits, softmax
-from hasten.teaching import DistillOptions, Lesson, distillation_loss, teacher_logits
+from hasten.teaching import DistillOptions, Lesson, answered_texts, distillation_loss, teacher_logits
 from hasten.tokenization import TextEncoder
 from hasten.torch_runtime import load_torch_model
 from hasten.torch_training import TrainingSet, TrainOptions, batches, fit, learning_rate
@@ -296,6 +297,16 @@ def test_distillation_refuses_what_does_not_fit(bert: Variant, tmp_path: Path) -
     with pytest.raises(DataError, match="no texts"):
         distill(bert, tmp_path / "out", **(arguments | {"lesson": Lesson(data=DATA.take([]), teacher=bert)}))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_teacher_has_answered_counts_by_whole_parts(
+    bert: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teaching, "CACHED_TEXTS", 4)
+    teacher_logits(bert, DATA.texts[:10], tmp_path, threads=1)
+    assert answered_texts(bert, DATA.texts[:10], tmp_path) == 8
+    assert answered_texts(bert, [*DATA.texts[:10], "a new one"], tmp_path) == 8
+    assert answered_texts(bert, DATA.texts[1:10], tmp_path) == 0
 
 
 def test_teacher_logits_are_kept_and_a_damaged_cache_is_refused(bert: Variant, tmp_path: Path) -> None:

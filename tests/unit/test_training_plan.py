@@ -60,6 +60,21 @@ def test_more_minutes_never_plan_less(minutes: float, answer_s: float, train_s: 
     assert more.epochs * (1 + more.augment) >= less.epochs * (1 + less.augment) * (1 - 1e-9)
 
 
+@given(COSTS, COSTS, st.integers(10, 1000), st.integers(0, 1000))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_what_the_teacher_has_answered_is_time_to_teach(
+    answer_s: float, train_s: float, labelled: int, answered: int
+) -> None:
+    assume(answered <= labelled)
+    speeds, minutes = Speeds(answer_s=answer_s, train_s=train_s), 60.0
+    plan = plan_training(minutes, speeds, labelled=labelled, answered=answered)
+    longer = minutes + answered * answer_s / 60 / 0.95
+    same = plan_training(longer, speeds, labelled=labelled)
+    assert (plan.epochs, plan.augment) == pytest.approx((same.epochs, same.augment), rel=1e-6, abs=2 / labelled)
+    assert plan.predicted_s <= 60 * minutes
+    assert f"answers {labelled - answered:,} texts" in str(plan)
+
+
 def test_the_plan_in_a_sentence() -> None:
     plan = plan_training(60, Speeds(answer_s=0.01, train_s=0.01), labelled=10_000)
     assert str(plan) == (
