@@ -14,7 +14,7 @@ BATCH = int(os.environ["BATCH"])
 class Api(litserve.LitAPI):
     """One text in, its labels out."""
 
-    def setup(self, device: str) -> None:  # noqa: ARG002
+    def setup(self, device: str) -> None:  # noqa: ARG002 (what LitServe passes)
         """Loads the model in the process that infers."""
         self.classify = Classifier()
 

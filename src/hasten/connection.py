@@ -17,7 +17,7 @@ HEAD_S = 10.0
 class Connection(HttpToolsProtocol):
     """A connection that is closed with 431 where a head is too large, with 408 where it takes too long."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         """Waits for the first head."""
         super().connection_made(transport)
         self._head_bytes: int | None = 0  # None between a head and the next request
@@ -43,11 +43,11 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Counts what comes of a head that is not complete."""
+        if self._head_bytes is not None:
+            self._head_bytes += len(data)  # none again where the head ends in it, 0 where the next one begins in it
         super().data_received(data)
-        if self._head_bytes is not None and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > MOST_HEAD_BYTES:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        if (self._head_bytes or 0) > MOST_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def _refuse(self, status: HTTPStatus) -> None:
         self._late.cancel()

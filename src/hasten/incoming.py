@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from starlette.requests import ClientDisconnect, Request
 
 from hasten.asked import RequestError
 
 BODY_S = 30.0
-GONE = "the client left"
 T = TypeVar("T")
 
 
@@ -54,19 +53,20 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientDisconnect: The client left before; the work was cancelled.
     """
-    task, working = asyncio.current_task(), True
+    task, working, left = cast("asyncio.Task[Any]", asyncio.current_task()), True, False
 
     def drop(gone: asyncio.Future[Any]) -> None:
-        if task is not None and working and not gone.cancelled():
-            task.cancel(GONE)
+        nonlocal left
+        if working and not gone.cancelled():
+            left = task.cancel()
 
     # The body has been read, so the next message can only tell that the client left.
     gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
     gone.add_done_callback(drop)
     try:
         return await work
-    except asyncio.CancelledError as error:
-        if task is None or GONE not in error.args or task.uncancel():
+    except asyncio.CancelledError:
+        if not left or task.uncancel():
             raise
         raise ClientDisconnect from None
     finally:

@@ -6,7 +6,7 @@ packaged Swagger UI does not show, so a type that may be null is written `nullab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -94,21 +94,20 @@ def document(name: str, *, deadline: str, request_id: str, artifact: str) -> dic
     }
 
 
-def routes(found: Mapping[str, Any]) -> list[BaseRoute]:
+def routes(current: Callable[[], dict[str, Any]]) -> list[BaseRoute]:
     """Where the document and its page are.
 
     Args:
-        found: The document.
+        current: Gives the document of what serves at the moment.
 
     Returns:
         The routes `/openapi.json` and `/docs`.
     """
     from swagger_ui_bundle import swagger_ui_path
 
-    content = msgspec.json.encode(found)
     headers = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
     return [
-        Route("/openapi.json", lambda _: Response(content, media_type="application/json")),
+        Route("/openapi.json", lambda _: Response(msgspec.json.encode(current()), media_type="application/json")),
         Route("/docs", lambda _: Response(PAGE, headers=headers, media_type="text/html")),
         Route("/docs/start.js", lambda _: Response(START, media_type="text/javascript")),
         Mount("/docs/ui", StaticFiles(directory=swagger_ui_path)),

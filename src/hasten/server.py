@@ -53,7 +53,7 @@ from hasten.asked import Asked, RequestError
 from hasten.batching import NEVER, Answer
 from hasten.connection import Connection
 from hasten.errors import ArtifactError, DataError, OverloadedError, UsageError
-from hasten.incoming import GONE, read_body, unless_gone
+from hasten.incoming import read_body, unless_gone
 from hasten.open_inference import JSON_LENGTH, asked_by_inference, model_metadata
 from hasten.page import page
 from hasten.predict_api import asked_by_question
@@ -213,7 +213,7 @@ class _Service:
                 return RequestError(422, "tokenizer", str(error))
             case ClientDisconnect():
                 self._metrics.gone.inc()
-                return RequestError(499, "cancelled", GONE)
+                return RequestError(499, "cancelled", "the client left")
             case _:
                 _log.error("request %.128s: inference failed", name, exc_info=error, extra={"request_id": name})
                 return RequestError(500, "backend", "inference failed; the server's log tells why")
@@ -230,6 +230,9 @@ class _Service:
     def _require_named(self, request: Request) -> None:
         if (name := request.path_params["name"]) != self._loaded.identity["name"]:
             raise RequestError(404, "validation", f"no model {name!r} here, only {self._loaded.identity['name']!r}")
+
+    def api(self) -> dict[str, Any]:
+        return openapi.document(self._loaded.name, deadline=DEADLINE, request_id=REQUEST_ID, artifact=ARTIFACT)
 
     async def live(self, _request: Request) -> Response:
         return _json({"live": True})
@@ -293,7 +296,7 @@ def create_app(
             ),
             Route("/health", service.health),
             Route("/metrics", service.metrics),
-            *openapi.routes(openapi.document(loaded.name, deadline=DEADLINE, request_id=REQUEST_ID, artifact=ARTIFACT)),
+            *openapi.routes(service.api),
         ],
         middleware=[Middleware(spans.around)] if spans else [],
         exception_handlers={HTTPException: _refusal},

@@ -110,6 +110,17 @@ def test_a_length_too_long_and_a_client_that_leaves_harm_nobody(port: int) -> No
     check_others(port)
 
 
+def test_a_head_that_begins_behind_a_large_body_is_counted_from_its_own_start(port: int) -> None:
+    large, small = request(b'{"inputs": "' + b"w" * DEEP + b'"}'), request()
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        client.sendall(large + small[:20])
+        said = client.recv(65536)
+        client.sendall(small[20:])
+        while len(statuses(said)) < 2 and (more := client.recv(65536)):
+            said += more
+    assert statuses(said) == [200, 200]
+
+
 def test_clients_that_send_a_byte_now_and_then_are_closed_and_harm_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEAD_S", 0.5)
     monkeypatch.setattr(incoming, "BODY_S", 0.5)

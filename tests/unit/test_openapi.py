@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from openapi_spec_validator import validate
 from serving import live, make_app, visit
+from starlette.routing import Route
 from test_page import needs_browser, shown
 
 RULES = Path(__file__).with_name("schemathesis.toml")
@@ -24,8 +25,8 @@ def test_the_document_is_valid_and_names_every_route() -> None:
     document = fetched("/openapi.json").json()
     validate(document)
     versioned = re.compile(r"/versions/|^/docs|^/openapi.json")
-    routes = {route.path for route in make_app().routes if not versioned.search(route.path)}  # type: ignore[attr-defined]
-    assert set(document["paths"]) == routes
+    paths = [route.path for route in make_app().routes if isinstance(route, Route)]
+    assert set(document["paths"]) == {path for path in paths if not versioned.search(path)}
 
 
 def test_a_client_made_from_the_document_finds_nothing_it_does_not_say(tmp_path: Path) -> None:

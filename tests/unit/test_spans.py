@@ -35,7 +35,7 @@ def collector() -> Generator[tuple[str, list[Any]]]:
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the name that the library has)
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
