@@ -24,7 +24,7 @@ from hasten.server_metrics import Metrics
 from hasten.tokenization import Encoding
 from hasten.variant import open_variant
 
-AT_ONCE = 500  # characters that are tokenized in less time than a thread takes to be woken and to wake the loop
+AT_ONCE = 100  # characters: up to there tokenizing takes about what handing it to a thread would add (`tokenize_hop`)
 YIELDING = 5  # steps of niceness: about a third of the loop's share of a core where both want it
 
 _log = logging.getLogger(__name__)
