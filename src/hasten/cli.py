@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -53,6 +54,7 @@ from hasten.cli_options import (
 from hasten.cli_steps import steps
 from hasten.cli_teaching import teaching
 from hasten.errors import HastenError
+from hasten.logs import log_as_server, log_to_stderr
 from hasten.optimize_options import Layers as LayerChoice
 from hasten.pipeline import Inputs
 from hasten.teaching import Objective as Answers
@@ -81,9 +83,7 @@ app.add_typer(bench_app)
 
 @app.callback()
 def _root(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more to stderr.")] = False) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-    )
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
 
 
 @app.command()
@@ -198,6 +198,7 @@ def serve(
     workers: Annotated[
         int | None, typer.Option(help="Inferences at the same time; the folder's measured plan says if not given.")
     ] = SERVE.workers,
+    processes: Annotated[int, typer.Option(help="Processes that share the port and the cores.")] = SERVE.processes,
     p99_ms: Annotated[
         float | None,
         typer.Option(help="Deadline of a request that names none, in milliseconds; refused if out of reach."),
@@ -210,24 +211,23 @@ def serve(
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
 ) -> None:
     """Serve a variant over HTTP: POST /predict, GET /metrics, a page at /, its API at /docs; SIGHUP loads it anew."""
-    from hasten import server
-    from hasten.logs import log_as_json
+    from hasten.processes import serve as serve_folder
 
-    logging.getLogger("hasten").setLevel(logging.INFO)
-    if log_json:
-        log_as_json()
+    set_up_logs = partial(log_as_server, logging.getLogger().level, json=log_json)
+    set_up_logs()
     options = replace(
         SERVE,
         host=host,
         port=port,
         threads=threads,
         workers=workers,
+        processes=processes,
         p99_ms=p99_ms,
         max_batch=max_batch,
         max_queue=max_queue,
         traces=traces,
     )
-    server.serve(folder, options)
+    serve_folder(folder, options, set_up_logs)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""How a variant is served; apart from `hasten.server`, so that the command line reads the defaults at no cost."""
+"""How a variant is served; apart from `hasten.processes`, so that the command line reads the defaults at no cost."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class ServeOptions:
         port: Port to listen on; 0 takes a free one.
         threads: Threads of one inference; None leaves it to the folder's plan, or without one shares out all cores.
         workers: Inferences at the same time, at least 1; None leaves it to the folder's plan, or without one takes 1.
+        processes: Processes that share the port and the cores, at least 1.
         p99_ms: Milliseconds in which a request must be answered that names no deadline itself, above 0; what could only
             be answered later is refused. None has no deadline.
         max_batch: Most texts in one inference, where the measured costs speak for more than one; a variant that is not
@@ -33,6 +34,7 @@ class ServeOptions:
     port: int = 8000
     threads: int | None = None
     workers: int | None = None
+    processes: int = 1
     p99_ms: float | None = None
     max_batch: int = 8
     max_padded_tokens: int = 1024
@@ -42,11 +44,13 @@ class ServeOptions:
     traces: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the deadline.
+        """Checks the ranges.
 
         Raises:
-            UsageError: It is not above 0, or not finite.
+            UsageError: The deadline is not above 0 or not finite, or there is no process.
         """
+        if self.processes < 1:
+            raise UsageError(f"--processes is at least 1, not {self.processes}")
         if self.p99_ms is not None and not 0 < self.p99_ms < float("inf"):
             raise UsageError(f"--p99-ms is a number of milliseconds above 0, not {self.p99_ms:g}")
 
@@ -54,14 +58,14 @@ class ServeOptions:
         """Inferences at the same time, and threads of each.
 
         Args:
-            plan: What was measured for the folder; followed where it is from a machine like this one and neither number
-                is given.
+            plan: What was measured for the folder; followed by a single process where it is from a machine like this
+                one and neither number is given.
 
         Returns:
-            Workers and threads.
+            Workers and threads, of each process.
         """
-        cores = available_cores()
-        free = self.threads is None and self.workers is None
+        cores = available_cores() / self.processes
+        free = self.threads is None and self.workers is None and self.processes == 1
         if plan is not None and free and plan.is_of(this_host().cpu, cores):
             return plan.for_latency.workers, plan.for_latency.threads  # what the budget was about
         workers = self.workers or 1

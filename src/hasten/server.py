@@ -27,20 +27,17 @@ import asyncio
 import contextlib
 import logging
 import math
-import signal
-import socket
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from random import getrandbits
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
-import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -51,8 +48,7 @@ from starlette.routing import Route
 from hasten import __version__, openapi
 from hasten.asked import Asked, RequestError
 from hasten.batching import NEVER, Answer
-from hasten.connection import Connection
-from hasten.errors import ArtifactError, DataError, OverloadedError, UsageError
+from hasten.errors import DataError, OverloadedError
 from hasten.incoming import read_body, unless_gone
 from hasten.open_inference import JSON_LENGTH, asked_by_inference, model_metadata
 from hasten.page import page
@@ -66,7 +62,7 @@ from hasten.spans import Spans
 ARTIFACT, DEADLINE, REQUEST_ID = "x-hasten-artifact", "x-hasten-deadline-ms", "x-request-id"
 MOST_ID = 128
 TOKENIZERS = 2  # more than one, so that a long text does not hold up the short ones behind it
-DRAIN_S = 30
+OBSERVE_S = 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -96,12 +92,14 @@ class _Service:
     async def lifespan(self, _app: Starlette) -> AsyncGenerator[None]:
         with self._tokenizers:
             await self._served.start()
-            self._metrics.artifact.info(self._loaded.identity)
+            self._metrics.serves(self._loaded.identity)
             self.ready = True
+            observing = asyncio.create_task(self._observe())
             try:
                 yield
             finally:
                 self.ready = False
+                observing.cancel()
                 if self._reloading is not None:
                     await self._reloading
                 await self._served.close()
@@ -111,6 +109,16 @@ class _Service:
     @property
     def _loaded(self) -> Loaded:
         return self._served.loaded
+
+    async def _observe(self) -> None:
+        """Tells of the queue now and then, for whoever asks another process."""
+        while True:
+            self._observe_queue()
+            await asyncio.sleep(OBSERVE_S)
+
+    def _observe_queue(self) -> None:
+        self._metrics.queue.set(self._served.batcher.waiting_rows if self.ready else 0)
+        self._metrics.queued.set(self._served.batcher.queued_s() if self.ready else 0)
 
     def reload_soon(self) -> None:
         """Begins to load the folder anew, unless that is under way."""
@@ -131,7 +139,7 @@ class _Service:
             return
         old, self._served = self._served, fresh
         self._metrics.reloads.labels("done").inc()
-        self._metrics.artifact.info(loaded.identity)
+        self._metrics.serves(loaded.identity)
         _log.info("now serving %s (%s)", loaded.name, loaded.digest[:12])
         await old.retire()
 
@@ -253,9 +261,8 @@ class _Service:
         return _json({"status": status, **self._loaded.identity}, status=200 if self.ready else 503)
 
     async def metrics(self, _request: Request) -> Response:
-        self._metrics.queue.set(self._served.batcher.waiting_rows if self.ready else 0)
-        self._metrics.queued.set(self._served.batcher.queued_s() if self.ready else 0)
-        return Response(generate_latest(self._metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+        self._observe_queue()
+        return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 def create_app(
@@ -307,60 +314,9 @@ def create_app(
 
 
 def open_app(folder: Path | str, options: ServeOptions) -> Starlette:
-    """The app of a variant folder, see `hasten.served.load`; raises what `serve` does."""
+    """The app of a variant folder, see `hasten.served.load`; raises what `hasten.processes.serve` does."""
     spans = Spans() if options.traces else None
     return create_app(load(folder, options), options, partial(load, folder, options), spans)
-
-
-class _Server(uvicorn.Server):
-    """Says where it listens, once it does; reloads on SIGHUP."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            reload: Callable[[], None] = cast(Starlette, self.config.app).state.reload
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-            for listener in sockets or []:
-                _log.info("serving on http://%s:%d", *listener.getsockname()[:2])
-
-
-def serve(folder: Path | str, options: ServeOptions) -> None:
-    """Serves a variant folder until SIGINT or SIGTERM, then finishes the requests that were admitted.
-
-    SIGHUP loads the folder anew beside what serves; requests that are there already are answered by the old one. If the
-    new one fails its checks, the old one stays.
-
-    Args:
-        folder: The variant.
-        options: Where to listen, threads, limits.
-
-    Raises:
-        ArtifactError: The folder is incomplete, altered or cannot be loaded, or the server does not start.
-        MissingExtraError: Traces are asked for, and their extra is not installed.
-        ParityError: This machine computes other logits than those recorded when the folder was made.
-        UsageError: A limit is below 1, or the address cannot be listened on.
-    """
-    # The port is taken first, so that a wrong one fails before a model is loaded; it answers when the app is ready.
-    with _bound(options) as listener:
-        server = _Server(uvicorn.Config(
-            open_app(folder, options), loop="uvloop", http=Connection, ws="none", lifespan="on", log_config=None,
-            access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_S,
-        ))  # fmt: skip
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):
-            server.run(sockets=[listener])
-        if not server.started:
-            raise ArtifactError(f"{folder}: the server did not start; the log above tells why")
-
-
-def _bound(options: ServeOptions) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((options.host, options.port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise UsageError(f"cannot listen on {options.host}, port {options.port}: {error}; choose others") from error
-    return listener
 
 
 def _json(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -11,11 +11,10 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from prometheus_client import generate_latest
 from serving import make_app, visit
 
+from hasten.processes import DRAIN_S
 from hasten.serve_options import ServeOptions
-from hasten.server import DRAIN_S
 from hasten.server_metrics import Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -28,10 +27,10 @@ POD = MANIFESTS["deployment"]["spec"]["template"]["spec"]
 def exported() -> set[str]:
     """The series that the server can give, those with labels included."""
     metrics = Metrics()
-    metrics.artifact.info({"name": "a", "digest": "b"})
+    metrics.serves({"name": "a", "digest": "b"})
     for counter in (metrics.requests, metrics.refusals, metrics.tokens, metrics.reloads):
         counter.labels("x").inc()
-    return set(re.findall(r"^(hasten_\w+)", generate_latest(metrics.registry).decode(), re.MULTILINE))
+    return set(re.findall(r"^(hasten_\w+)", metrics.text().decode(), re.MULTILINE))
 
 
 @pytest.mark.parametrize("panel", DASHBOARD["panels"], ids=lambda panel: panel["title"])

@@ -17,8 +17,9 @@ from serving import OPTIONS, client_of, expected
 
 from hasten import served
 from hasten.errors import ArtifactError, UsageError
+from hasten.processes import serve
 from hasten.runtime import FakeRuntime, Logits
-from hasten.server import open_app, serve
+from hasten.server import open_app
 from hasten.tokenization import Encoding
 from hasten.variant import Manifest, Parameters, StepRecord, Variant, open_variant, seal
 
@@ -149,7 +150,7 @@ def test_serve_says_so_when_the_warm_up_fails(
 
 def test_serving_needs_no_heavy_library() -> None:
     code = (
-        "import sys, hasten.server, uvicorn\n"
+        "import sys, hasten.processes, uvicorn\n"
         "heavy = {'torch', 'transformers', 'onnx', 'datasets', 'ray', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -161,7 +161,7 @@ def test_a_report_never_measures(name: str) -> None:
 
 def test_what_serves_needs_no_step() -> None:
     steps = {"onnx_export", "quantization", "students", "distillation", "profiling", "torch_training", "checkpoint"}
-    assert not {module.rpartition(".")[2] for module in reachable("hasten.server")} & steps
+    assert not {module.rpartition(".")[2] for module in reachable("hasten.processes")} & steps
 
 
 @pytest.mark.parametrize("module", ["hasten.cli", "hasten.errors", "hasten.budget", "hasten.pipeline"])
