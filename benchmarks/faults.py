@@ -5,7 +5,8 @@
 The server has core 0 and one thread, everything else core 1. Offered is an open-loop Poisson load at a share of the
 rate that the bare runtime reaches on core 0, for some seconds; after three of them a fault happens: the server is
 stopped for two seconds, told to reload a damaged folder or another variant, meets a thousand clients that ask and leave
-at once, or a second load generator at four times the rate that is killed. Every answer is compared with that of the
+at once, or a second load generator at four times the rate that is killed; of a server of two processes, one is killed.
+Every answer is compared with that of the
 runtime itself. Recovered is when, after the fault, the last request was due that was not answered rightly and in time.
 """
 
@@ -28,6 +29,7 @@ from typing import Annotated, Any
 import aiohttp
 import msgspec
 import numpy as np
+import psutil
 import typer
 
 from hasten.load import LoadOptions, due_times
@@ -39,6 +41,7 @@ from provenance import save_result
 
 FAULT_S, STOPPED_S, LOAD_S = 3.0, 2.0, 10.0
 LEAVING = 1000
+SETTLE_S = 3.0  # until the second process serves too
 FLOOD = """
 import sys
 from hasten.load import LoadOptions, offer
@@ -188,6 +191,20 @@ def faults(site: Site, other: Path, damaged: Path) -> dict[str, Callable[[], Awa
     }  # fmt: skip
 
 
+def fault_of_two(site: Site) -> dict[str, Callable[[], Awaitable[None]]]:
+    """What happens to a server of two processes, by name."""
+
+    async def nothing() -> None: ...
+
+    async def killed() -> None:
+        serving = [
+            one for one in psutil.Process(site.process.pid).children() if "spawn_main" in " ".join(one.cmdline())
+        ]
+        serving[0].kill()
+
+    return {"none, two processes": nothing, "one of two processes is killed": killed}
+
+
 def best_labels(variant: Variant, texts: list[str]) -> list[str]:
     """What the runtime answers, each text alone."""
     runtime = open_runtime(variant)
@@ -207,24 +224,30 @@ def main(
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         link, damaged = Path(place) / "served", Path(place) / "damaged"
-        link.symlink_to(variants[0].path)
         shutil.copytree(variants[0].path, damaged)
         with (damaged / "model.onnx").open("r+b") as graph:
             graph.seek(1000)
             graph.write(b"damage")
-        process, url = started(link, p99_ms)
-        os.sched_setaffinity(0, {LOAD_CORE})
-        site = Site(
-            process=process, url=url, link=link, texts=asked, answers=answers, rate=share * capacity, p99_ms=p99_ms
-        )
-        try:
-            for fault, happens in faults(site, variants[1].path, damaged).items():
-                rows.append(summary(fault, asyncio.run(loaded(site, happens)), p99_ms))
-                print(rows[-1], flush=True)
-                time.sleep(1)
-        finally:
-            process.terminate()
-            process.wait()
+        for processes, happen in (
+            (1, lambda site: faults(site, variants[1].path, damaged)), (2, fault_of_two),
+        ):  # fmt: skip
+            link.unlink(missing_ok=True)
+            link.symlink_to(variants[0].path)
+            os.sched_setaffinity(0, {SERVER_CORE})
+            process, url = started(link, p99_ms, "--processes", str(processes))
+            os.sched_setaffinity(0, {LOAD_CORE})
+            site = Site(
+                process=process, url=url, link=link, texts=asked, answers=answers, rate=share * capacity, p99_ms=p99_ms
+            )
+            try:
+                time.sleep(SETTLE_S)
+                for fault, happens in happen(site).items():
+                    rows.append(summary(fault, asyncio.run(loaded(site, happens)), p99_ms))
+                    print(rows[-1], flush=True)
+                    time.sleep(1)
+            finally:
+                process.terminate()
+                process.wait()
     save_result(name, {
         "variant": variants[0].name, "p99_ms": p99_ms, "seconds": LOAD_S, "bare_texts_per_s": round(capacity, 1),
         "rate": round(share * capacity, 1), "rows": rows,

@@ -44,11 +44,12 @@ def bare_seconds(variant: Variant, texts: list[str]) -> list[float]:
     return taken_s
 
 
-def started(folder: Path, p99_ms: float) -> tuple[subprocess.Popen[bytes], str]:
+def started(folder: Path, p99_ms: float | None, *flags: str) -> tuple[subprocess.Popen[bytes], str]:
     """A server on this process's core, when it listens."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "hasten", "serve", str(folder), "--port", str(port), "--p99-ms", str(p99_ms)]
+    limit = [] if p99_ms is None else ["--p99-ms", str(p99_ms)]
+    command = [sys.executable, "-m", "hasten", "serve", str(folder), "--port", str(port), *limit, *flags]
     server = subprocess.Popen([*command, "--threads", "1", "--workers", "1"], stderr=subprocess.DEVNULL)
     for _ in range(600):
         with socket.socket() as probe:
