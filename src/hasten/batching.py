@@ -157,6 +157,7 @@ class Batcher(Generic[Item, Row]):
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="hasten-batch", initializer=prepare)
         self._waiting: list[_Waiter[Item, Row]] = []
+        self._waiting_s = 0.0  # what they will take; asked far more often than it changes
         self._running: dict[asyncio.Future[_Finished[Row]], float] = {}  # and when each should be done
         self._costs = costs or NoCosts()
         self._lateness_s = Spread(mean=0.0, deviation=FIRST_DEVIATION_S)  # of answers, against their prediction
@@ -183,8 +184,9 @@ class Batcher(Generic[Item, Row]):
         """
         if self._closing:
             raise OverloadedError("closing: no new requests are taken", reason="closing")
-        waiting = self.waiting_rows
-        if waiting + rows > self._limits.max_queue:
+        if len(self._waiting) + rows <= self._limits.max_queue:
+            return
+        if (waiting := self.waiting_rows) + rows > self._limits.max_queue:
             raise OverloadedError(
                 f"{waiting} rows wait, {rows} more would exceed the limit of {self._limits.max_queue}; try again later",
                 reason="queue full", retry_after_s=self.queued_s(),
@@ -192,12 +194,11 @@ class Batcher(Generic[Item, Row]):
 
     def queued_s(self) -> float:
         """Predicted seconds until a worker is free for a row that comes now."""
-        now_s, alive = perf_counter(), self._alive()
-        idle = self._workers - len(self._running)
-        if idle > len(alive):
+        now_s = perf_counter()
+        if self._workers - len(self._running) > len(self._waiting):
             return 0.0
         running_s = sum(max(0.0, done_s - now_s) for done_s in self._running.values())
-        return (running_s + sum(self._costs.seconds(1, waiter.cost_tokens) for waiter in alive)) / self._workers
+        return (running_s + self._waiting_s) / self._workers
 
     def require_time(self, costs_tokens: Sequence[int], deadline_s: float) -> None:
         """Checks that more rows would be answered in time.
@@ -261,7 +262,12 @@ class Batcher(Generic[Item, Row]):
             ValueError: A cost is below 1, or there are more or fewer costs than items.
             Exception: What `compute` raised for the first item that failed.
         """
-        outcomes = await asyncio.gather(*self._admit(items, costs_tokens, deadline_s))
+        admitted = self._admit(items, costs_tokens, deadline_s)
+        try:
+            outcomes = await asyncio.gather(*admitted)
+        except asyncio.CancelledError:
+            self._wait(self._alive())
+            raise
         answers: list[Answer[Row]] = []
         for outcome in outcomes:
             if isinstance(outcome, _Failure):
@@ -290,7 +296,7 @@ class Batcher(Generic[Item, Row]):
             )
             for item, tokens in zip(items, costs_tokens, strict=True)
         ]
-        self._waiting = [*self._alive(), *admitted]
+        self._wait([*self._alive(), *admitted])
         self._start_batches()
         return [waiter.outcome for waiter in admitted]
 
@@ -302,6 +308,10 @@ class Batcher(Generic[Item, Row]):
             self._running[running] = perf_counter() + self._costs.seconds(len(batch), longest)
             running.add_done_callback(partial(self._settle, batch))
 
+    def _wait(self, waiting: list[_Waiter[Item, Row]]) -> None:
+        self._waiting = waiting
+        self._waiting_s = sum(self._costs.seconds(1, waiter.cost_tokens) for waiter in waiting)
+
     def _alive(self) -> list[_Waiter[Item, Row]]:
         # Nobody waits for a cancelled row any more: to compute it would only delay the others.
         return [waiter for waiter in self._waiting if not waiter.outcome.done()]
@@ -311,7 +321,7 @@ class Batcher(Generic[Item, Row]):
         lengths, now_s = [waiter.cost_tokens for waiter in alive], perf_counter()
         left_s = [waiter.deadline_s - now_s for waiter in alive]
         taken = set(take_batch(lengths, self._limits, self._costs, left_s)[: self._fair_share(len(alive))])
-        self._waiting = [waiter for position, waiter in enumerate(alive) if position not in taken]
+        self._wait([waiter for position, waiter in enumerate(alive) if position not in taken])
         return [waiter for position, waiter in enumerate(alive) if position in taken]
 
     def _fair_share(self, waiting: int) -> int:

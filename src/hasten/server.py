@@ -27,7 +27,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ from starlette.routing import Route
 from hasten import __version__, openapi
 from hasten.asked import Asked, RequestError
 from hasten.batching import NEVER, Answer
+from hasten.door import Door, Reply
 from hasten.errors import DataError, OverloadedError
 from hasten.incoming import read_body, unless_gone
 from hasten.open_inference import JSON_LENGTH, asked_by_inference, model_metadata
@@ -61,6 +62,7 @@ from hasten.spans import Spans
 
 ARTIFACT, DEADLINE, REQUEST_ID = "x-hasten-artifact", "x-hasten-deadline-ms", "x-request-id"
 MOST_ID = 128
+QUESTIONS = ("/predict", "/")
 TOKENIZERS = 2  # more than one, so that a long text does not hold up the short ones behind it
 OBSERVE_S = 0.25
 
@@ -165,7 +167,7 @@ class _Service:
             response = await _refusal(request, self._explain(error, name))
         response.headers[REQUEST_ID] = name[:MOST_ID]
         response.headers.setdefault(ARTIFACT, self._loaded.digest)
-        self._metrics.requests.labels(str(response.status_code)).inc()
+        self._metrics.of_status(response.status_code).inc()
         if response.status_code == 200:
             self._metrics.seconds["total"].observe(perf_counter() - started_s)
         return response
@@ -175,8 +177,7 @@ class _Service:
     ) -> Response:
         if not self.ready:
             raise OverloadedError("not ready: starting or closing", reason="closing")
-        deadline_s = started_s + self._allowed_s(request)
-        self._served.require_time(deadline_s)  # before the work of reading; with all of it once it is known
+        deadline_s = started_s + self._allowed_s(request.headers.get(DEADLINE))
         body, served = await read_body(request, self._options.max_body_bytes), self._served
         with served.in_use():
             asked = read(body, served)
@@ -190,9 +191,31 @@ class _Service:
             self._metrics.misses.inc()
         return _json(content, headers={ARTIFACT: served.loaded.digest, **self._timed(tokenize_s, slowest, name)})
 
-    def _allowed_s(self, request: Request) -> float:
-        """Seconds that the request may take: what it says itself, or the server's."""
-        if (text := request.headers.get(DEADLINE)) is None:
+    def at_the_door(self, scope: MutableMapping[str, Any]) -> Reply | None:
+        """The refusal of what would be late even if nothing but the queue took time."""
+        if not (self.ready and (scope["path"] in QUESTIONS or scope["path"].endswith("/infer"))):
+            return None
+        said = dict(scope["headers"])
+        named, asked = said.get(REQUEST_ID.encode()), said.get(DEADLINE.encode())
+        name = f"{getrandbits(64):016x}".encode() if named is None else named[:MOST_ID]
+        try:
+            self._served.require_time(
+                perf_counter() + self._allowed_s(None if asked is None else asked.decode("latin-1"))
+            )
+        except OverloadedError as error:
+            refusal = self._explain(error, "")
+            self._metrics.of_status(refusal.status_code).inc()
+            headers = {**(refusal.headers or {}), ARTIFACT: self._loaded.digest, "content-type": "application/json"}
+            raw = [(key.encode(), value.encode()) for key, value in headers.items()]
+            return Reply(
+                status=refusal.status_code, headers=[*raw, (REQUEST_ID.encode(), name)], body=_error_body(refusal)
+            )  # fmt: skip
+        except RequestError:
+            return None  # a deadline that is none; the app tells
+
+    def _allowed_s(self, text: str | None) -> float:
+        """Seconds that a request may take: what it says itself, or the server's."""
+        if text is None:
             return self._default_s
         with contextlib.suppress(ValueError):
             if 0 < (allowed_ms := float(text)) < NEVER:
@@ -212,7 +235,7 @@ class _Service:
             case RequestError():
                 return error
             case OverloadedError() if self.ready:
-                self._metrics.refusals.labels(error.reason).inc()
+                self._metrics.of_reason(error.reason).inc()
                 wait_s = max(1, math.ceil(error.retry_after_s))
                 return RequestError(429, "overloaded", str(error), {"retry-after": str(wait_s)})
             case OverloadedError():
@@ -305,7 +328,7 @@ def create_app(
             Route("/metrics", service.metrics),
             *openapi.routes(service.api),
         ],
-        middleware=[Middleware(spans.around)] if spans else [],
+        middleware=[*([Middleware(spans.around)] if spans else []), Middleware(Door, keeper=service.at_the_door)],
         exception_handlers={HTTPException: _refusal},
         lifespan=service.lifespan,
     )
@@ -324,5 +347,9 @@ def _json(content: object, *, status: int = 200, headers: Mapping[str, str] | No
 
 
 async def _refusal(_request: Request, error: Any) -> Response:
+    return Response(_error_body(error), error.status_code, error.headers, media_type="application/json")
+
+
+def _error_body(error: HTTPException) -> bytes:
     kind = error.kind if isinstance(error, RequestError) else "validation"
-    return _json({"error": error.detail, "error_type": kind}, status=error.status_code, headers=error.headers)
+    return msgspec.json.encode({"error": error.detail, "error_type": kind})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -49,6 +50,9 @@ class Metrics:
             stage: Histogram(f"hasten_{stage}_seconds", f"Time of {stage}.", buckets=BUCKETS_S, registry=registry)
             for stage in ("tokenize", "queue", "inference", "total")
         }
+
+        self.of_status = cache(lambda status: self.requests.labels(str(status)))
+        self.of_reason = cache(self.refusals.labels)
 
     def serves(self, identity: Mapping[str, str]) -> None:
         """Notes what is served from now on.

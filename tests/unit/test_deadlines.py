@@ -14,7 +14,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import post, visit
+from serving import DIGEST, post, visit
 from test_batching import LENGTHS, LIMITS, WIDE, Gate, run
 
 from hasten.batching import GAIN, NEVER, Batcher, Limits, take_batch
@@ -175,6 +175,41 @@ def test_what_is_refused_for_lack_of_time_is_not_even_parsed() -> None:
         ]
 
     assert visit(ask) == [429, 400]
+
+
+def test_a_refusal_says_who_refused_whom_and_only_questions_are_refused() -> None:
+    headers = {"x-hasten-deadline-ms": "0.000001", "x-request-id": "mine"}
+
+    async def ask(client: httpx.AsyncClient) -> tuple[httpx.Response, httpx.Response]:
+        refused = await client.post("/v2/models/onnx-fp32/infer", content=b"{", headers=headers)
+        return refused, await client.post("/nowhere", content=b"{", headers=headers)
+
+    refused, unknown = visit(ask)
+    assert (refused.status_code, unknown.status_code) == (429, 404)
+    assert (refused.headers["x-request-id"], refused.headers["x-hasten-artifact"]) == ("mine", DIGEST)
+    assert refused.headers["content-type"] == "application/json"
+    assert int(refused.headers["content-length"]) == len(refused.content)
+
+
+def test_who_gives_up_waiting_makes_room_for_others() -> None:
+    async def script() -> None:
+        gate = Gate()
+        batcher = Batcher(gate, WIDE, costs=Linear(token_s=0.1))
+        running = asyncio.create_task(batcher.submit("running", 1))
+        await gate.inside()
+        waiting = [asyncio.create_task(batcher.submit("waiting", 10)) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert batcher.queued_s() == pytest.approx(5, abs=0.2)
+        for task in waiting[1:]:
+            task.cancel()
+        await asyncio.wait(waiting[1:])
+        assert batcher.queued_s() == pytest.approx(1, abs=0.2)
+        gate.opened.set()
+        await asyncio.gather(running, waiting[0])
+        assert batcher.queued_s() == 0
+        await batcher.close()
+
+    run(script())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities belong to threads on Linux only")
