@@ -8,9 +8,10 @@ holds: the same tokenizer and session for all. Those that batch are run with bat
 
 A server has core 0, with all its processes, and one thread for an inference; the load generator has core 1. Asked is an
 open-loop Poisson load, one text a request. In each round, in a random order, each server's highest rate is looked for
-whose p99 is shown to hold; the figure is the median over rounds. In the last round each is offered shares and multiples
-of its own highest rate too. The bare rate is that of the runtime in a loop on core 0, without HTTP. What the generator
-adds is its latency against a server on core 0 that does nothing.
+whose p99 keeps to the limit, what was refused counted as missed: in the middle one of three loads, for a machine that
+stalls now and then would else decide. The figure is the median over rounds. In the last round each is offered shares
+and multiples of its own highest rate too. The bare rate is that of the runtime in a loop on core 0, without HTTP. What
+the generator adds is its latency against a server on core 0 that does nothing. Access logs are off.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import numpy as np
 import typer
 
 from hasten.errors import HastenError
-from hasten.load import Load, LoadOptions, find_max, highest, offer
+from hasten.load import ALLOWED_MISSES, Load, LoadOptions, find_max, highest, offer
 from hasten.variant import Variant, open_variant
 from hasten.workload import read_texts
 from overload import LOAD_CORE, SERVER_CORE, bare_seconds, row_of
@@ -43,6 +44,7 @@ from provenance import HERE, save_result
 
 SHARES = (0.2, 0.5, 0.8, 2.0, 5.0)
 START_S = 120.0
+TRIES = 3
 BATCH = 8
 
 
@@ -194,21 +196,34 @@ class Trial:
     p99_ms: float
     seed: int
 
-    def load(self, server: Server, address: str, rate: float) -> Load:
+    def load(self, server: Server, address: str, rate: float, seed: int = 0) -> Load:
         """One load."""
         asked: Any = [inputs(text, server) for text in self.texts]
-        options = LoadOptions(rate=rate, seconds=self.seconds, p99_ms=self.p99_ms, seed=self.seed)
+        options = LoadOptions(rate=rate, seconds=self.seconds, p99_ms=self.p99_ms, seed=self.seed + seed)
         return offer(address, asked, options)
 
+    def middle_load(self, server: Server, address: str, rate: float) -> Load:
+        """The middle one of some loads, by the share that was not answered in time."""
+        loads = [self.load(server, address, rate, seed) for seed in range(TRIES)]
+        return sorted(loads, key=lambda load: load.missed.value)[TRIES // 2]
+
     def best(self, server: Server, address: str) -> float | None:
-        """The highest rate whose p99 holds; None if none is shown to."""
+        """The highest rate whose p99 keeps to the limit; None if none does."""
         self.load(server, address, self.capacity / 4)  # warms both up
-        found = highest(find_max(lambda rate: self.load(server, address, rate), self.capacity / 2, self.seconds))
+        tried = find_max(
+            lambda rate: self.middle_load(server, address, rate), self.capacity / 2, self.seconds, holds=keeps
+        )
+        found = highest(tried, keeps)
         return None if found is None else found.rate
 
     def shares(self, server: Server, address: str, rate: float) -> list[dict[str, Any]]:
         """What becomes of shares and multiples of a rate."""
         return [row_of(self.load(server, address, share * rate), rate) for share in SHARES]
+
+
+def keeps(load: Load) -> bool:
+    """Whether 99 % of a load were answered in time."""
+    return load.missed.value <= ALLOWED_MISSES
 
 
 def compared(

@@ -11,6 +11,7 @@ from pathlib import Path
 import hasten
 from hasten.files import file_sha256
 from hasten.onnx_export import export
+from hasten.openvino_steps import export_openvino, quantize_openvino
 from hasten.pipeline import OptimizeOptions
 from hasten.quantization import QuantizeOptions, quantize
 from hasten.quantization_search import Choice, Question, choose_quantization
@@ -24,6 +25,8 @@ WHAT = {
     "onnx-fp32": "hasten export",
     "onnx-int8": "hasten export, quantize: static, its calibration chosen on validation data",
     "onnx-int8-dynamic": "hasten export, quantize: dynamic",
+    "hasten-openvino-fp32": "hasten export --runtime openvino",
+    "hasten-openvino-int8": "hasten export --runtime openvino, quantize",
 }
 
 
@@ -46,7 +49,7 @@ class Own:
     shop: Workshop
 
     def rows(self) -> list[Row]:
-        """The three rows."""
+        """The five rows."""
         fp32 = self._variant("onnx-fp32", lambda out: export(self.source, out, texts=self.texts))
         key = self._key(fp32.digest, self.texts, self.valid.digest, MAX_LOST_POINTS)
         choice: Choice = self.shop.cached(
@@ -54,6 +57,14 @@ class Own:
         )
         ways = {"onnx-int8": choice.options, "onnx-int8-dynamic": QuantizeOptions(method="dynamic")}
         made = [fp32] + [self._quantized(fp32, name, options) for name, options in ways.items()]
+        other = self._variant(
+            "hasten-openvino-fp32",
+            lambda out: export_openvino(self.source, out, name="hasten-openvino-fp32", texts=self.texts),
+        )
+        made += [other, self._variant(
+            "hasten-openvino-int8",
+            lambda out: quantize_openvino(other, out, name="hasten-openvino-int8", texts=self.texts), other.digest,
+        )]  # fmt: skip
         return [
             Row(
                 name=variant.name, peer="hasten", how=WHAT[variant.name], folder=variant.path,

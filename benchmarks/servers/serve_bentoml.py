@@ -12,7 +12,7 @@ BATCH = int(os.environ["BATCH"])
 
 if BATCH == 1:
 
-    @bentoml.service(workers=1, traffic={"timeout": 60})
+    @bentoml.service(workers=1, traffic={"timeout": 60}, logging={"access": {"enabled": False}})
     class Service:
         """One text in, its labels out."""
 
@@ -26,7 +26,7 @@ if BATCH == 1:
 
 else:
 
-    @bentoml.service(workers=1, traffic={"timeout": 60})
+    @bentoml.service(workers=1, traffic={"timeout": 60}, logging={"access": {"enabled": False}})
     class Service:
         """A list of one text in, its labels out."""
 

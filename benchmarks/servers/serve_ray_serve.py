@@ -33,5 +33,5 @@ class Deployment:
 
 if __name__ == "__main__":
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    serve.start(http_options={"port": PORT, "host": "127.0.0.1"})
+    serve.start(http_options={"port": PORT, "host": "127.0.0.1"}, logging_config={"enable_access_log": False})
     serve.run(Deployment.bind(), route_prefix="/predict", blocking=True)

@@ -206,13 +206,22 @@ def _sorted_out(found: Sequence[_Outcome], options: LoadOptions) -> Load:
     )
 
 
-def find_max(try_rate: Callable[[float], Load], start: float, seconds: float) -> list[Load]:
-    """Looks for the highest rate whose p99 is shown to hold: doubles or halves, then bisects.
+def is_shown_to_hold(load: Load) -> bool:
+    """`Load.holds`."""
+    return load.holds
+
+
+def find_max(
+    try_rate: Callable[[float], Load], start: float, seconds: float, holds: Callable[[Load], bool] = is_shown_to_hold
+) -> list[Load]:
+    """Looks for the highest rate that holds: doubles or halves, then bisects.
 
     Args:
         try_rate: Offers a load of a rate.
         start: Where to begin, requests a second.
         seconds: How long each trial lasts; rates that offer fewer than `DECIDING` requests in it are not tried.
+
+        holds: Whether a trial's rate holds.
 
     Returns:
         All trials, in their order. The best is the last of the highest rate that holds.
@@ -220,19 +229,19 @@ def find_max(try_rate: Callable[[float], Load], start: float, seconds: float) ->
     least = DECIDING / seconds
     trials = [try_rate(max(start, least))]
     start = trials[0].rate
-    low, high = (start, None) if trials[0].holds else (None, start)
+    low, high = (start, None) if holds(trials[0]) else (None, start)
     while low is None or high is None or high / low > 1 + PRECISION:
         rate = 2 * (low or 0) if high is None else high / 2 if low is None else (low * high) ** 0.5
         if rate < least:
             break
         trials.append(try_rate(rate))
-        low, high = (rate, high) if trials[-1].holds else (low, rate)
+        low, high = (rate, high) if holds(trials[-1]) else (low, rate)
     return trials
 
 
-def highest(trials: Sequence[Load]) -> Load | None:
+def highest(trials: Sequence[Load], holds: Callable[[Load], bool] = is_shown_to_hold) -> Load | None:
     """The trial of the highest rate that holds; None where none does."""
-    return max((trial for trial in trials if trial.holds), key=lambda trial: trial.rate, default=None)
+    return max(filter(holds, trials), key=lambda trial: trial.rate, default=None)
 
 
 def overhead_ms(seed: int = 0) -> Interval:

@@ -111,12 +111,12 @@ class _Road:
 
     def _simple(self) -> list[Variant]:
         """Models without layers: on easy data they are enough, and everywhere they say what layers bring."""
-        return [self.make.ngrams("tfidf"), self.make.static("static", self._candidate("onnx-fp32"))]
+        return [self.make.ngrams("tfidf"), self.make.static("static", self._teacher())]
 
     def _students(self) -> list[Variant]:
         """The student, the same from other seeds, and the same without the teacher."""
         start, shape = self.make.student_start()
-        teacher, name = self._candidate("onnx-fp32"), f"student-{shape}"
+        teacher, name = self._teacher(), f"student-{shape}"
         made: list[Variant] = []
         for number in range(self.options.seeds):
             trained = self.make.trained(start, f"{name}{_seed(number)}-torch", teacher, number)
@@ -137,6 +137,14 @@ class _Road:
         name = quantized.replace("-int8", FINISH_MARK)
         finished = self.make.finished(trained, f"{name}-torch", teacher, quantized)
         return self.make.quantized(self.make.exported(finished, f"{name}-fp32"), f"{name}-int8")
+
+    def _teacher(self) -> Variant:
+        """Who answers for the students: fp32, or INT8 where that is faster and loses no more than allowed."""
+        fp32, int8 = self._candidate("onnx-fp32"), self._candidate("onnx-int8")
+        lost = self.make.searches[int8.name].lost_points.value
+        sound = int8.manifest.batch_invariant and lost <= self.options.max_lost_points
+        faster = _p50_ms(self.valid[int8.name]) < _p50_ms(self.valid[fp32.name])
+        return int8 if sound and faster else fp32
 
     def _candidate(self, name: str) -> Variant:
         return next(variant for variant in self.candidates if variant.name == name)
@@ -248,6 +256,10 @@ class _Road:
         }
         more = {"model": self.baseline.digest, "host": this_host()}
         self.shop.write_json(self.shop.out / "run.json", run | more)
+
+
+def _p50_ms(measurement: Measurement) -> float:
+    return measurement.latency.percentile(50).value
 
 
 def _absent(train: Workload, labels: Sequence[str]) -> Generator[str]:

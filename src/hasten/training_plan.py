@@ -152,7 +152,7 @@ def measured_speeds(start: Variant, lesson: Lesson, options: DistillOptions) -> 
     size = options.train.batch if lesson.teacher.manifest.batch_invariant else 1
     parts = sorted(teacher.encode(texts), key=len)
     groups = [parts[at : at + size] for at in range(0, len(parts), size)]
-    answer_s = _seconds_a_text([(len(group), lambda group=group: teacher.infer(group)) for group in groups])
+    answer_s = seconds_a_text([(len(group), lambda group=group: teacher.infer(group)) for group in groups])
     torch.set_num_threads(options.train.threads)
     model = load_torch_model(start)
     data = TrainingSet.of(start, model, texts)
@@ -165,12 +165,19 @@ def measured_speeds(start: Variant, lesson: Lesson, options: DistillOptions) -> 
 
     steps = batches([len(e) for e in data.encodings], replace(options.train, epochs=1))
     return Speeds(
-        answer_s=answer_s, train_s=_seconds_a_text([(len(rows), lambda rows=rows: step(rows)) for rows in steps])
+        answer_s=answer_s, train_s=seconds_a_text([(len(rows), lambda rows=rows: step(rows)) for rows in steps])
     )
 
 
-def _seconds_a_text(work: list[tuple[int, Callable[[], object]]]) -> float:
-    """Seconds a text of some pieces of work, gone through in turn for a while, each with its number of texts."""
+def seconds_a_text(work: list[tuple[int, Callable[[], object]]]) -> float:
+    """Times some pieces of work, gone through in turn for a while.
+
+    Args:
+        work: Number of texts of each, and what runs it; at least one.
+
+    Returns:
+        Seconds a text.
+    """
     for _, run in work[:WARM_UP]:
         run()
     began, texts = time.perf_counter(), 0
