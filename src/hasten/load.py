@@ -207,7 +207,7 @@ def _sorted_out(found: Sequence[_Outcome], options: LoadOptions) -> Load:
 
 
 def is_shown_to_hold(load: Load) -> bool:
-    """`Load.holds`."""
+    """`Load.holds`, as a function of the load."""
     return load.holds
 
 
@@ -220,7 +220,6 @@ def find_max(
         try_rate: Offers a load of a rate.
         start: Where to begin, requests a second.
         seconds: How long each trial lasts; rates that offer fewer than `DECIDING` requests in it are not tried.
-
         holds: Whether a trial's rate holds.
 
     Returns:

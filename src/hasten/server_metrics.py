@@ -50,7 +50,6 @@ class Metrics:
             stage: Histogram(f"hasten_{stage}_seconds", f"Time of {stage}.", buckets=BUCKETS_S, registry=registry)
             for stage in ("tokenize", "queue", "inference", "total")
         }
-
         self.of_status = cache(lambda status: self.requests.labels(str(status)))
         self.of_reason = cache(self.refusals.labels)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hasten import quantization_search, training_plan
+from hasten import pipeline, quantization_search, training_plan
 from hasten.budget import Budget
 from hasten.cli import main
 from hasten.errors import DataError, HastenError
@@ -83,6 +83,7 @@ def test_a_student_that_int8_costs_too_much_is_trained_on_with_its_products_roun
     (name,) = (row.name for row in report.variants if row.name.endswith("-rounded-int8"))
     trained = open_variant(out / "variants" / name.replace("-int8", "-torch"))
     assert trained.manifest.step.options["rounding_bits"] in (7, 8)
+    assert trained.manifest.step.facts["answers_from"] == "onnx-fp32 (fp32)"  # whose INT8 costs too much as well
     assert report.steps[name]["search"]["loss"] == "too large"
 
 
@@ -210,10 +211,16 @@ def test_a_second_run_in_the_same_folder_is_refused(inputs: Inputs, tmp_path: Pa
         optimize(inputs, out, FAST)
 
 
-def test_a_small_checkpoint_can_start_the_student(inputs: Inputs, whole_run: Path, out: Path) -> None:
+def test_a_small_checkpoint_can_start_the_student_and_a_fast_sound_int8_teaches_it(
+    inputs: Inputs, whole_run: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_p50_ms", lambda measured: 1.0 if measured.variant == "onnx-int8" else 2.0)
     shape = _shape(json.loads((whole_run / "report.json").read_text()))[0]
     start = whole_run / "variants" / f"student-{shape}-start"
-    report = optimize(replace(inputs, student=str(start)), out, replace(FAST, shapes=None))
+    options = replace(FAST, shapes=None, seeds=1, simple=False, max_lost_points=100.0)
+    report = optimize(replace(inputs, student=str(start)), out, options)
+    taught = open_variant(out / "variants" / f"student-{shape}-torch").manifest.step
+    assert taught.facts["answers_from"] == "onnx-int8 (int8)"
     assert f"student-{shape}-int8" in {row.name for row in report.variants}
     assert report.shapes == ()
 
