@@ -165,7 +165,7 @@ class Comparison:
         }  # fmt: skip
 
 
-def main(  # noqa: PLR0913, PLR0917 (the command line)
+def main(  # noqa: PLR0913, PLR0917 (a parameter for each option of the command line)
     variant: Path, train: Annotated[str, typer.Option()], valid: Annotated[str, typer.Option()],
     test: Annotated[str, typer.Option()], envs: Path = Path("peer-envs"), out: Path = Path("against-peers"),
     launches: int = 8,
