@@ -1,6 +1,6 @@
 """How far students go: a base-size teacher, a speed-up and a share of its accuracy to keep, several seeds.
 
-    python benchmarks/students.py TASK TEACHER_OUT OUT [--minutes M] [--learning-rate R]
+    python benchmarks/students.py TASK TEACHER_OUT OUT [--speedup S] [--minutes M] [--batch B] [--learning-rate R]
 
 TASK is `sst2-mpnet` or `clinc150-mpnet`; TEACHER_OUT is the folder that `teachers.py` made of it. The baseline is that
 classifier in eager PyTorch. Each goal is one run of `optimize` that starts the student from the packaged 6x384 encoder
@@ -29,8 +29,9 @@ from teachers import packaged_encoder
 
 SHAPES = "2x128,2x192,3x192,4x192,2x256,3x256,2x384,3x384,4x384,6x384"
 SEEDS = 3
-MINUTES = 50.0
-LEARNING_RATE = 2e-4
+MINUTES = 20.0
+BATCH = 64
+LEARNING_RATE = 4e-4
 GOALS = {
     "sst2-mpnet": (Budget(speedup=25, retain=0.99), Budget(speedup=50, retain=0.98)),
     "clinc150-mpnet": (Budget(speedup=50, retain=0.99),),
@@ -41,38 +42,44 @@ def main(
     task: str,
     teacher: Path,
     out: Path,
+    speedup: Annotated[float | None, typer.Option(help="The goal of this speed-up alone; without it, all.")] = None,
     minutes: Annotated[float, typer.Option(help="For each student, its teacher's answers included.")] = MINUTES,
+    batch: Annotated[int, typer.Option(help="Texts a step.")] = BATCH,
     learning_rate: Annotated[float, typer.Option(help="Peak of the students' schedule.")] = LEARNING_RATE,
 ) -> None:
     """Goes the road once for each goal, in one folder, and saves the reports."""
+    goals = [goal for goal in GOALS.get(task, ()) if speedup in (None, goal.speedup)]
     if task not in GOALS:
         raise typer.BadParameter(f"TASK is one of {', '.join(GOALS)}, not {task}")
+    if not goals:
+        raise typer.BadParameter(f"{task} has no goal of {speedup:g}x")
     out.mkdir(parents=True, exist_ok=True)
     for name in ("train.jsonl", "valid.jsonl", "test.jsonl"):
         shutil.copyfile(teacher / name, out / name)
     model = os.path.relpath((teacher / "variants" / task).resolve(), out.resolve())
     os.chdir(out)
-    for budget in GOALS[task]:
-        one_goal(task, model, budget, minutes, learning_rate)
+    for budget in goals:
+        one_goal(task, model, budget, minutes, (batch, learning_rate))
 
 
-def one_goal(task: str, model: str, budget: Budget, minutes: float, learning_rate: float) -> None:
+def one_goal(task: str, model: str, budget: Budget, minutes: float, steps: tuple[int, float]) -> None:
     """One run and its result."""
+    batch, learning_rate = steps
     name = f"students_{task.replace('-', '_')}_{budget.speedup:g}x"
     inputs = Inputs(
         model=model, train="train.jsonl", valid="valid.jsonl", test="test.jsonl", student=packaged_encoder(),
-        command=f"python benchmarks/students.py {task} TEACHER_OUT OUT --minutes {minutes:g} "
-        f"--learning-rate {learning_rate:g}",
+        command=f"python benchmarks/students.py {task} TEACHER_OUT OUT --speedup {budget.speedup:g} "
+        f"--minutes {minutes:g} --batch {batch} --learning-rate {learning_rate:g}",
     )  # fmt: skip
     options = OptimizeOptions(budget=budget, shapes=SHAPES, minutes=minutes, seeds=SEEDS, openvino=False)
-    train = replace(options.distill.train, learning_rate=learning_rate)
+    train = replace(options.distill.train, batch=batch, learning_rate=learning_rate)
     options = replace(options, distill=replace(options.distill, train=train))
     with Bars() as bars:
         report = optimize(inputs, Path("run"), options, bars)
     report = replace(report, model=task)
     (HERE / "results" / f"{name}.md").write_text(render(report, "markdown"), encoding="utf-8")
     save_result(name, {
-        "minutes": minutes, "seeds": SEEDS, "learning_rate": learning_rate,
+        "minutes": minutes, "seeds": SEEDS, "batch": batch, "learning_rate": learning_rate,
         "report": msgspec.json.decode(render(report, "json")),
     })  # fmt: skip
     print(render(report, "terminal"))

@@ -2,8 +2,9 @@
 
 The teacher has to answer each text once, the student goes through all of them several times. What minutes are left
 beyond `WANTED_EPOCHS` passes over the texts that are there go into more texts, and only where those would be too many
-into more passes. That new texts bring much is known (Jiao et al. 2020, "TinyBERT", on its augmentation); that they
-bring more than further passes is assumed.
+into more passes. That new texts bring much is known (Jiao et al. 2020, "TinyBERT", on its augmentation). They come
+after the passes because of what they cost: beside its training, a new text takes the teacher's answer, and on a CPU
+that answer is worth several passes of a small student.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from hasten.torch_training import TrainingSet, batches
 from hasten.variant import Variant
 from hasten.workload import random_rows
 
-WANTED_EPOCHS = 3.0
+WANTED_EPOCHS = 8.0
 LEAST_EPOCHS = 0.2
 MOST_EPOCHS = 40.0
 MOST_NEW_TEXTS = 20.0  # for each training text

@@ -78,8 +78,8 @@ def test_what_the_teacher_has_answered_is_time_to_teach(
 def test_the_plan_in_a_sentence() -> None:
     plan = plan_training(60, Speeds(answer_s=0.01, train_s=0.01), labelled=10_000)
     assert str(plan) == (
-        "plan for 60 minutes: the teacher answers 10,000 texts and new ones, 7.5 for each labelled one, at 100 a "
-        "second, then 3 passes at 100 a second; 57.0 minutes in all"
+        "plan for 60 minutes: the teacher answers 10,000 texts and new ones, 2.8 for each labelled one, at 100 a "
+        "second, then 8 passes at 100 a second; 57.0 minutes in all"
     )
 
 
