@@ -7,9 +7,11 @@ OpenVINO with NNCF, Olive, and the ONNX backend of sentence-transformers. Each b
 its own, made from `peers/<name>.txt`, by `peers/build_<name>.py`, and `peers/worker.py` runs them there, with the
 versions that the peer asks for. hasten's graphs are run by the same worker. All calibrate on the same texts.
 
-Latencies are of texts of an exact length in tokens, tokenizer included. All graphs' processes are launched several
-times, and in each launch asked in a random order: one graph in two processes differs by more than its requests do.
-What a peer cannot do is a result too. Interrupted and started again, it goes on. Nothing else may run beside it.
+Latencies are of texts of an exact length in tokens, and of test texts as they come, tokenizer included. hasten's
+OpenVINO files are opened as its runtime opens them, the peers' as OpenVINO's guide to latency says. All graphs'
+processes are launched several times, and in each launch asked in a random order: one graph in two processes differs by
+more than its requests do. What a peer cannot do is a result too. Interrupted and started again, it goes on. Nothing
+else may run beside it.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ from peers.tables import markdown
 from provenance import save_result
 
 LENGTHS_TOKENS = (16, 32, 64, 128, 256)
+AS_THEY_COME = 0  # in place of a length
+MIXED_TIMES = 5  # as many requests of them as of a length
 
 
 def harness() -> list[str]:
@@ -117,13 +121,15 @@ class Comparison:
         """Medians and ratios by length, over several launches of all rows."""
         lengths = [tokens for tokens in LENGTHS_TOKENS if tokens <= self.source.manifest.max_tokens]
         distinct = {tokens: texts_of(self.source, self.test.texts, tokens) for tokens in lengths}
+        distinct[AS_THEY_COME] = [self.test.texts[row] for row in random_rows(len(self.test), len(self.test), seed=0)]
+        requests = dict.fromkeys(lengths, self.options.samples) | {AS_THEY_COME: MIXED_TIMES * self.options.samples}
         ran = [(row.name, row.digest, row.versions) for row in rows]
         samples: dict[int, dict[str, list[list[float]]]] = {
-            tokens: {row.name: [] for row in rows} for tokens in lengths
+            tokens: {row.name: [] for row in rows} for tokens in distinct
         }
         for launch in range(launches):
             texts = {
-                tokens: [found[(launch * self.options.samples + at) % len(found)] for at in range(self.options.samples)]
+                tokens: [found[(launch * requests[tokens] + at) % len(found)] for at in range(requests[tokens])]
                 for tokens, found in distinct.items()
             }
             key = make_key(ran, list(texts.values()), asdict(self.options), asdict(this_host()), harness(), launch)
@@ -135,7 +141,7 @@ class Comparison:
             for tokens, by_row in taken.items():
                 for name, times_ms in by_row.items():
                     samples[tokens][name].append(times_ms)
-        return [self._summary(rows, tokens, len(distinct[tokens]), samples[tokens]) for tokens in lengths]
+        return [self._summary(rows, tokens, len(distinct[tokens]), samples[tokens]) for tokens in distinct]
 
     def _summary(
         self, rows: list[Row], tokens: int, distinct: int, samples: dict[str, list[list[float]]]
@@ -159,7 +165,8 @@ class Comparison:
         return {
             "model": self.source.name, "architecture": self.source.manifest.architecture,
             "parameters": self.source.manifest.parameters.total, "threads": self.options.resolved_threads,
-            "launches": launches, "requests": self.options.samples, "calibration_texts": len(self.texts),
+            "launches": launches, "requests": self.options.samples,
+            "requests_as_they_come": MIXED_TIMES * self.options.samples, "calibration_texts": len(self.texts),
             "test_rows": len(self.test),
             "pytorch_accuracy": accuracy(expected.answers, self.test), "rows": judged, "latency": latency,
         }  # fmt: skip

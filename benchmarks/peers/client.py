@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from hasten.errors import MeasurementError
+from hasten.openvino_runtime import cpu_settings
 from hasten.runtime import Logits
 from hasten.tokenization import Encoding, TextEncoder
 from hasten.variant import Variant
@@ -30,6 +31,8 @@ class Client:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         environment.pop("PYTHONPATH", None)
         command = [str(row.python), str(WORKER), str(row.folder), str(threads), str(source.manifest.max_tokens)]
+        if row.openvino:
+            command.append(json.dumps(cpu_settings(threads=threads)))
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
         )

@@ -40,14 +40,15 @@ def _conditions(result: dict[str, Any]) -> str:
     return (
         f"{result['architecture']}, {result['parameters'] / 1e6:.1f} M parameters, on {result['host']['cpu']}; "
         f"{result['threads']} threads for every graph; {result['launches']} launches of all graphs, in each "
-        f"{result['requests']} requests a length and graph, one text at a time, tokenizer included, in random order. "
+        f"{result['requests']} requests a length and graph ({result['requests_as_they_come']} of test "
+        "texts as they come), one text at a time, tokenizer included, in random order. "
         "In brackets: 95 % intervals over launches. "
         f"Accuracy on {result['test_rows']:,} rows."
     )
 
 
 def _lengths(result: dict[str, Any]) -> list[str]:
-    return [f"{row['tokens']} tokens" for row in result["latency"]]
+    return [f"{row['tokens']} tokens" if row["tokens"] else "as they come" for row in result["latency"]]
 
 
 def _fastest(result: dict[str, Any]) -> list[str]:

@@ -1,9 +1,10 @@
 """The process that runs one graph of a peer, in that peer's environment; commands and answers are lines of JSON.
 
-    python worker.py FOLDER THREADS MAX_TOKENS
+    python worker.py FOLDER THREADS MAX_TOKENS [OPENVINO_SETTINGS]
 
-It opens `model.onnx` with onnxruntime, or `openvino_model.xml` with OpenVINO, with the same number of threads. The
-first answer says that the graph is loaded: `{"versions": ...}`. Commands, each with its answer:
+It opens `model.onnx` with onnxruntime, or `openvino_model.xml` with OpenVINO, with the same number of threads.
+OPENVINO_SETTINGS, an object of JSON, stands for what OpenVINO's guide to latency says where it is given. The first
+answer says that the graph is loaded: `{"versions": ...}`. Commands, each with its answer:
 
 - `{"texts": [...], "warmup": n}`: texts one at a time, the first n of them once more before, uncounted. Answers
   `samples_ms` (from text to logits, tokenizer included), `tokens` and `logits`, a row a text.
@@ -42,13 +43,12 @@ def open_onnx(path: Path, threads: int) -> tuple[list[str], Run]:
     return [node.name for node in session.get_inputs()], lambda feed: session.run(outputs, feed)[0]
 
 
-def open_openvino(path: Path, threads: int) -> tuple[list[str], Run]:
-    """Names of the inputs, and inputs to logits; set up as OpenVINO's guide to latency says."""
+def open_openvino(path: Path, threads: int, settings: dict[str, Any] | None) -> tuple[list[str], Run]:
+    """Names of the inputs, and inputs to logits; set up as OpenVINO's guide to latency says, or as it is told."""
     import openvino as ov
 
-    compiled = ov.Core().compile_model(
-        path, "CPU", {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
-    )
+    guide = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+    compiled = ov.Core().compile_model(path, "CPU", guide if settings is None else settings)
     request = compiled.create_infer_request()
 
     def run(feed: dict[str, Any]) -> Any:
@@ -60,10 +60,12 @@ def open_openvino(path: Path, threads: int) -> tuple[list[str], Run]:
 class Model:
     """One graph with the classifier's tokenizer."""
 
-    def __init__(self, folder: Path, threads: int, max_tokens: int) -> None:
+    def __init__(self, folder: Path, threads: int, max_tokens: int, settings: dict[str, Any] | None) -> None:
         is_onnx = (folder / "model.onnx").is_file()
-        opener, name = (open_onnx, "model.onnx") if is_onnx else (open_openvino, "openvino_model.xml")
-        self.inputs, self.run = opener(folder / name, threads)
+        if is_onnx:
+            self.inputs, self.run = open_onnx(folder / "model.onnx", threads)
+        else:
+            self.inputs, self.run = open_openvino(folder / "openvino_model.xml", threads, settings)
         self.libraries = ("onnxruntime" if is_onnx else "openvino", "tokenizers", "numpy")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
@@ -107,7 +109,7 @@ class Model:
         return self.timed(command["texts"], command.get("warmup", 0))
 
 
-def main(folder: Path, threads: int, max_tokens: int) -> None:
+def main(folder: Path, threads: int, max_tokens: int, settings: dict[str, Any] | None) -> None:
     """Loads, then answers until the input ends."""
     answers = sys.stdout
     sys.stdout = sys.stderr  # what libraries print is no answer
@@ -121,7 +123,7 @@ def main(folder: Path, threads: int, max_tokens: int) -> None:
     def say(answer: dict[str, Any]) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
-    model = attempt(lambda: Model(folder, threads, max_tokens))
+    model = attempt(lambda: Model(folder, threads, max_tokens, settings))
     if isinstance(model, dict):
         say(model)
         return
@@ -131,4 +133,5 @@ def main(folder: Path, threads: int, max_tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    told = json.loads(sys.argv[4]) if len(sys.argv) > 4 else None
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), told)

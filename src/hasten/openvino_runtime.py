@@ -19,14 +19,7 @@ class OpenVinoRuntime:
 
     def __init__(self, variant: Variant, *, threads: int, workers: int = 1, profile: bool = False) -> None:
         core = load_openvino().Core()
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": workers,
-            "INFERENCE_NUM_THREADS": threads * workers,
-            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU has it
-            "ENABLE_CPU_PINNING": False,  # several processes would pin themselves to the same cores
-            "PERF_COUNT": profile,
-        }
+        settings = cpu_settings(threads=threads, workers=workers) | {"PERF_COUNT": profile}
         path = variant.path / "openvino_model.xml"
         try:
             self._model: Any = core.compile_model(path, "CPU", settings)
@@ -59,6 +52,25 @@ class OpenVinoRuntime:
         if not hasattr(self._requests, "mine"):
             self._requests.mine = self._model.create_infer_request()
         return self._requests.mine
+
+
+def cpu_settings(*, threads: int, workers: int = 1) -> dict[str, Any]:
+    """OpenVINO's properties for a latency that is bound to so many threads.
+
+    Args:
+        threads: Threads of an inference.
+        workers: Inferences at a time.
+
+    Returns:
+        Properties by name, as `Core.compile_model` takes them.
+    """
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": workers,
+        "INFERENCE_NUM_THREADS": threads * workers,
+        "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU has it
+        "ENABLE_CPU_PINNING": False,  # several processes would pin themselves to the same cores
+    }
 
 
 def load_openvino() -> Any:
