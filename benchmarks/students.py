@@ -24,6 +24,7 @@ from hasten.budget import Budget
 from hasten.pipeline import Inputs, OptimizeOptions, optimize
 from hasten.progress import Bars
 from hasten.report_render import render
+from hasten.torch_training import TrainOptions
 from provenance import HERE, save_result
 from teachers import packaged_encoder
 
@@ -59,27 +60,25 @@ def main(
     model = os.path.relpath((teacher / "variants" / task).resolve(), out.resolve())
     os.chdir(out)
     for budget in goals:
-        one_goal(task, model, budget, minutes, (batch, learning_rate))
+        one_goal(task, model, budget, minutes, TrainOptions(batch=batch, learning_rate=learning_rate))
 
 
-def one_goal(task: str, model: str, budget: Budget, minutes: float, steps: tuple[int, float]) -> None:
+def one_goal(task: str, model: str, budget: Budget, minutes: float, train: TrainOptions) -> None:
     """One run and its result."""
-    batch, learning_rate = steps
     name = f"students_{task.replace('-', '_')}_{budget.speedup:g}x"
     inputs = Inputs(
         model=model, train="train.jsonl", valid="valid.jsonl", test="test.jsonl", student=packaged_encoder(),
         command=f"python benchmarks/students.py {task} TEACHER_OUT OUT --speedup {budget.speedup:g} "
-        f"--minutes {minutes:g} --batch {batch} --learning-rate {learning_rate:g}",
+        f"--minutes {minutes:g} --batch {train.batch} --learning-rate {train.learning_rate:g}",
     )  # fmt: skip
     options = OptimizeOptions(budget=budget, shapes=SHAPES, minutes=minutes, seeds=SEEDS, openvino=False)
-    train = replace(options.distill.train, batch=batch, learning_rate=learning_rate)
     options = replace(options, distill=replace(options.distill, train=train))
     with Bars() as bars:
         report = optimize(inputs, Path("run"), options, bars)
     report = replace(report, model=task)
     (HERE / "results" / f"{name}.md").write_text(render(report, "markdown"), encoding="utf-8")
     save_result(name, {
-        "minutes": minutes, "seeds": SEEDS, "batch": batch, "learning_rate": learning_rate,
+        "minutes": minutes, "seeds": SEEDS, "batch": train.batch, "learning_rate": train.learning_rate,
         "report": msgspec.json.decode(render(report, "json")),
     })  # fmt: skip
     print(render(report, "terminal"))

@@ -31,7 +31,7 @@ class Client:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         environment.pop("PYTHONPATH", None)
         command = [str(row.python), str(WORKER), str(row.folder), str(threads), str(source.manifest.max_tokens)]
-        if row.openvino:
+        if row.peer == "hasten":
             command.append(json.dumps(cpu_settings(threads=threads)))
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment

@@ -37,7 +37,6 @@ class Row:
         python: The interpreter that runs it.
         versions: Versions of the libraries that made it.
         error: Why it could not be made; None if it was.
-        openvino: Whether OpenVINO opens it as hasten's runtime does, not as its guide to latency says.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Row:
     python: Path
     versions: dict[str, str] = field(default_factory=dict[str, str])
     error: str | None = None
-    openvino: bool = False
 
     @property
     def precision(self) -> str:

@@ -69,7 +69,6 @@ class Own:
             Row(
                 name=variant.name, peer="hasten", how=WHAT[variant.name], folder=variant.path,
                 python=Path(sys.executable), versions={"hasten": hasten.__version__} | variant.manifest.step.versions,
-                openvino=variant.manifest.format == "openvino",
             )
             for variant in made
         ]  # fmt: skip
