@@ -11,7 +11,7 @@ Interrupted and started again, it goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,19 @@ from hasten.progress import Bars
 from hasten.quantization import QuantizeOptions, quantize
 from hasten.runtime import open_runtime, predict_logits
 from hasten.students import init_student, parse_shapes, shape_of, stand_for
-from hasten.teaching import TEACHER_BATCH, DistillOptions, Lesson
+from hasten.teaching import DistillOptions, Lesson, answers_at_once
 from hasten.torch_runtime import load_torch_model
 from hasten.torch_training import TrainingSet, TrainOptions, batches
-from hasten.training_plan import MOST_EPOCHS, RESERVE, Speeds, measured_speeds, plan_training, seconds_a_text
+from hasten.training_plan import (
+    MOST_EPOCHS,
+    RESERVE,
+    SAMPLE_TEXTS,
+    Speeds,
+    measured_speeds,
+    plan_training,
+    seconds_a_text,
+    typical_steps,
+)
 from hasten.transfer import TransferOptions, widened
 from hasten.variant import Variant, open_variant
 from hasten.workload import Workload, random_rows, read_workload
@@ -43,7 +52,7 @@ from teachers import packaged_encoder
 TASK, SHAPE = "sst2-mpnet", "3x384"
 LEARNING_RATE = 2e-4
 GUIDE_SHARE = 0.4  # of the minutes
-SAMPLE_TEXTS, CALIBRATION_TEXTS = 256, 200
+CALIBRATION_TEXTS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,11 +141,11 @@ class Study:
         ours, theirs = TrainingSet.of(self.start, student, texts), TrainingSet.of(self.torch, teacher, texts)
         guide = Guide(teacher, student, theirs, GuideOptions(), stand_for(self.torch, self.start))
 
-        def step(some: list[int]) -> None:
+        def step(some: Sequence[int]) -> None:
             guide.loss(ours.inputs(some), some).backward()
 
-        steps = batches([len(e) for e in ours.encodings], replace(self.base.train, epochs=1))
-        found = seconds_a_text([(len(some), lambda some=some: step(some)) for some in steps])
+        lengths = [len(e) for e in ours.encodings]
+        found = seconds_a_text(step, typical_steps(batches(lengths, replace(self.base.train, epochs=1)), lengths))
         guide.end()
         return found
 
@@ -182,8 +191,8 @@ class Study:
 
     def right(self, variant: Variant, data: Workload) -> Any:
         """Which rows a variant answers rightly; shape [rows]."""
-        batch = TEACHER_BATCH if variant.manifest.batch_invariant else 1
-        logits = predict_logits(open_runtime(variant, threads=self.threads), data.texts, batch=batch)
+        runtime = open_runtime(variant, threads=self.threads)
+        logits = predict_logits(runtime, data.texts, batch=answers_at_once(variant))
         return logits.argmax(-1) == np.array(data.labels)
 
 

@@ -231,7 +231,7 @@ def teacher_logits(teacher: Variant, texts: Sequence[str], work: Path, *, thread
     from safetensors.numpy import save
 
     work.mkdir(parents=True, exist_ok=True)
-    batch = TEACHER_BATCH if teacher.manifest.batch_invariant else 1
+    batch = answers_at_once(teacher)
     runtime, parts = None, list[Logits]()
     for part, digest, path in _parts(teacher, texts, work):
         if path.is_file():
@@ -241,6 +241,11 @@ def teacher_logits(teacher: Variant, texts: Sequence[str], work: Path, *, thread
         parts.append(predict_logits(runtime, part, batch=batch))
         write_atomically(path, save({"logits": parts[-1]}, metadata={"digest": digest}))
     return np.concatenate(parts)
+
+
+def answers_at_once(teacher: Variant) -> int:
+    """How many texts a teacher answers in one inference: one, where company could change an answer."""
+    return TEACHER_BATCH if teacher.manifest.batch_invariant else 1
 
 
 def answered_texts(teacher: Variant, texts: Sequence[str], work: Path) -> int:

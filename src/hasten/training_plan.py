@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from hasten.errors import UsageError
 from hasten.runtime import open_runtime
-from hasten.teaching import DistillOptions, Lesson
+from hasten.teaching import DistillOptions, Lesson, answers_at_once
 from hasten.torch_runtime import load_torch_model
-from hasten.torch_training import TrainingSet, batches
+from hasten.torch_training import TrainingSet, TrainOptions, batches
 from hasten.variant import Variant
 from hasten.workload import random_rows
 
@@ -27,7 +27,8 @@ LEAST_EPOCHS = 0.2
 MOST_EPOCHS = 40.0
 MOST_NEW_TEXTS = 20.0  # for each training text
 RESERVE = 0.05  # for loading, checkpoints and looking at the accuracy
-SAMPLE_TEXTS = 256
+SAMPLE_TEXTS = 4096  # fewer would be sorted into steps with more padding than there is in training
+TIMED_STEPS = 8
 WARM_UP, TIMED_S = 2, 4.0
 
 
@@ -144,46 +145,75 @@ def measured_speeds(start: Variant, lesson: Lesson, options: DistillOptions) -> 
     Raises:
         UsageError: There is no teacher to plan for.
     """
-    import torch
-
     if lesson.teacher is None:
         raise UsageError("a plan of minutes is for a student with a teacher")
     texts = [lesson.texts[row] for row in random_rows(len(lesson.texts), SAMPLE_TEXTS, seed=options.train.seed)]
-    teacher = open_runtime(lesson.teacher, threads=options.train.threads)
-    size = options.train.batch if lesson.teacher.manifest.batch_invariant else 1
-    parts = sorted(teacher.encode(texts), key=len)
-    groups = [parts[at : at + size] for at in range(0, len(parts), size)]
-    answer_s = seconds_a_text([(len(group), lambda group=group: teacher.infer(group)) for group in groups])
-    torch.set_num_threads(options.train.threads)
+    return Speeds(
+        answer_s=_answer_seconds(lesson.teacher, texts, options.train.threads),
+        train_s=_step_seconds(start, texts, options.train),
+    )
+
+
+def _answer_seconds(teacher: Variant, texts: Sequence[str], threads: int) -> float:
+    """Seconds a text of a teacher that answers as `teacher_logits` lets it."""
+    runtime, size = open_runtime(teacher, threads=threads), answers_at_once(teacher)
+    encodings = sorted(runtime.encode(texts), key=len)
+    groups = [range(at, min(at + size, len(encodings))) for at in range(0, len(encodings), size)]
+
+    def answer(rows: Sequence[int]) -> None:
+        runtime.infer([encodings[row] for row in rows])
+
+    return seconds_a_text(answer, typical_steps(groups, [len(e) for e in encodings]))
+
+
+def _step_seconds(start: Variant, texts: Sequence[str], options: TrainOptions) -> float:
+    """Seconds a text of a student's training step."""
+    import torch
+
+    torch.set_num_threads(options.threads)
     model = load_torch_model(start)
     data = TrainingSet.of(start, model, texts)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
 
-    def step(rows: list[int]) -> None:
+    def step(rows: Sequence[int]) -> None:
         optimizer.zero_grad()
         model(**data.inputs(rows)).logits.square().mean().backward()
         optimizer.step()
 
-    steps = batches([len(e) for e in data.encodings], replace(options.train, epochs=1))
-    return Speeds(
-        answer_s=answer_s, train_s=seconds_a_text([(len(rows), lambda rows=rows: step(rows)) for rows in steps])
-    )
+    lengths = [len(e) for e in data.encodings]
+    return seconds_a_text(step, typical_steps(batches(lengths, replace(options, epochs=1)), lengths))
 
 
-def seconds_a_text(work: list[tuple[int, Callable[[], object]]]) -> float:
-    """Times some pieces of work, gone through in turn for a while.
+def typical_steps(steps: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Sequence[int]]:
+    """A few steps that stand for all: at equal distances in the order of their padded lengths.
 
     Args:
-        work: Number of texts of each, and what runs it; at least one.
+        steps: Row indices by step, at least one step of at least one row.
+        lengths: Length of each row in tokens; shape [rows].
+
+    Returns:
+        At most `TIMED_STEPS` of the steps.
+    """
+    ordered = sorted(steps, key=lambda rows: max(lengths[row] for row in rows))
+    count = min(TIMED_STEPS, len(ordered))
+    return [ordered[(2 * at + 1) * len(ordered) // (2 * count)] for at in range(count)]
+
+
+def seconds_a_text(run: Callable[[Sequence[int]], object], steps: Sequence[Sequence[int]]) -> float:
+    """Times some steps, gone through in turn for a while.
+
+    Args:
+        run: Runs a step.
+        steps: Row indices by step; at least one.
 
     Returns:
         Seconds a text.
     """
-    for _, run in work[:WARM_UP]:
-        run()
+    for rows in steps[-WARM_UP:]:
+        run(rows)
     began, texts = time.perf_counter(), 0
     while time.perf_counter() - began < TIMED_S:
-        for number, run in work:
-            run()
-            texts += number
+        for rows in steps:
+            run(rows)
+            texts += len(rows)
     return (time.perf_counter() - began) / texts

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -15,15 +16,17 @@ from hasten import training_plan
 from hasten.checkpoint import import_checkpoint
 from hasten.errors import UsageError
 from hasten.teaching import DistillOptions, Lesson
-from hasten.torch_training import TrainOptions
+from hasten.torch_training import TrainOptions, batches
 from hasten.training_plan import (
     LEAST_EPOCHS,
     MOST_EPOCHS,
     MOST_NEW_TEXTS,
+    TIMED_STEPS,
     WANTED_EPOCHS,
     Speeds,
     measured_speeds,
     plan_training,
+    typical_steps,
 )
 from hasten.workload import Workload
 
@@ -92,6 +95,23 @@ def test_minutes_without_meaning_are_refused(minutes: float) -> None:
 def test_too_few_minutes_say_how_many_it_takes() -> None:
     with pytest.raises(UsageError, match=r"take about 21\.1 minutes on this machine"):
         plan_training(1, Speeds(answer_s=0.1, train_s=0.1), labelled=10_000)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 512), min_size=1, max_size=3000), batch=st.integers(1, 64), seed=st.integers(0, 99)
+)
+@settings(deadline=None, derandomize=True)
+def test_typical_steps_are_padded_as_all_are(lengths: list[int], batch: int, seed: int) -> None:
+    steps = batches(lengths, TrainOptions(batch=batch, epochs=1, seed=seed))
+    some = typical_steps(steps, lengths)
+
+    def widths(of: Sequence[Sequence[int]]) -> list[int]:
+        return [max(lengths[row] for row in rows) for rows in of]
+
+    assert all(rows in steps for rows in some)
+    assert len(some) == min(TIMED_STEPS, len(steps))
+    largest_error = (max(widths(steps)) - min(widths(steps))) / len(some)
+    assert abs(np.mean(widths(some)) - np.mean(widths(steps))) <= largest_error
 
 
 def test_speeds_are_those_of_this_machine(
