@@ -18,14 +18,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from time import perf_counter
 from typing import Generic, TypeVar
 
 from hasten.errors import OverloadedError, UsageError
 from hasten.predictions import Costs, NoCosts, Spread
+from hasten.workers import Workers
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -96,6 +95,13 @@ class _Waiter(Generic[Item, Row]):
     outcome: asyncio.Future[Answer[Row] | _Failure]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Batch(Generic[Item, Row]):
+    rows: list[_Waiter[Item, Row]]
+    longest_tokens: int
+    done_s: float  # when it should be done, by the costs
+
+
 def take_batch(
     waiting_tokens: Sequence[int], limits: Limits, costs: Costs | None = None, left_s: Sequence[float] | None = None
 ) -> list[int]:
@@ -150,15 +156,16 @@ class Batcher(Generic[Item, Row]):
             limits: Bounds of a batch and of the queue.
             workers: Batches computed at the same time, at least 1; above 1, `compute` must be thread-safe.
             costs: What batches take; learns from those that are computed. None knows nothing.
-            prepare: Called once in each worker thread before it computes.
+            prepare: Called once in each worker thread before it computes; must not raise.
         """
         self._compute = compute
         self._limits = limits
         self._workers = workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="hasten-batch", initializer=prepare)
+        self._pool = Workers(self._run, self._settle, count=workers, prepare=prepare)
         self._waiting: list[_Waiter[Item, Row]] = []
         self._waiting_s = 0.0  # what they will take; asked far more often than it changes
-        self._running: dict[asyncio.Future[_Finished[Row]], float] = {}  # and when each should be done
+        self._running = set[_Batch[Item, Row]]()
+        self._idle = asyncio.Event()
         self._costs = costs or NoCosts()
         self._lateness_s = Spread(mean=0.0, deviation=FIRST_DEVIATION_S)  # of answers, against their prediction
         self._closing = False
@@ -197,20 +204,22 @@ class Batcher(Generic[Item, Row]):
         now_s = perf_counter()
         if self._workers - len(self._running) > len(self._waiting):
             return 0.0
-        running_s = sum(max(0.0, done_s - now_s) for done_s in self._running.values())
+        running_s = sum(max(0.0, batch.done_s - now_s) for batch in self._running)
         return (running_s + self._waiting_s) / self._workers
 
-    def require_time(self, costs_tokens: Sequence[int], deadline_s: float) -> None:
-        """Checks that more rows would be answered in time.
+    def require_time(self, deadline_s: float) -> None:
+        """Checks that a row would be answered in time even if only the queue took time.
 
         Args:
-            costs_tokens: Their lengths; none asks for the queue alone.
-            deadline_s: When they must be answered, on the clock of `perf_counter`.
+            deadline_s: When it must be answered, on the clock of `perf_counter`.
 
         Raises:
-            OverloadedError: They could only be answered late.
+            OverloadedError: It could only be answered late.
         """
-        late_s = self._predicted_s(costs_tokens) + max(0.0, self._lateness_s.bound) - deadline_s
+        self._require_in_time(self._predicted_s([]), deadline_s)
+
+    def _require_in_time(self, predicted_s: float, deadline_s: float) -> None:
+        late_s = predicted_s + max(0.0, self._lateness_s.bound) - deadline_s
         if late_s > 0:
             if not self._running and not self._alive():  # else a stall would close the door for ever
                 self._costs.relax()
@@ -226,21 +235,7 @@ class Batcher(Generic[Item, Row]):
         return perf_counter() + self.queued_s() + own_s
 
     async def submit(self, item: Item, cost_tokens: int, deadline_s: float = NEVER) -> Answer[Row]:
-        """Computes one item, in a batch with others if the workers are busy.
-
-        Args:
-            item: What `compute` takes.
-            cost_tokens: Its length, at least 1.
-            deadline_s: When it must be answered, on the clock of `perf_counter`.
-
-        Returns:
-            The answer. Cancel the call to take a waiting item out of the queue.
-
-        Raises:
-            OverloadedError: The queue is full, it would be late, or the batcher is closing, all raised at once; or its
-                deadline came too near while it waited.
-            Exception: What `compute` raised for this item, when it was computed alone.
-        """
+        """Computes one item, as `submit_all` does several; cancel the call to take it out of the queue."""
         return (await self.submit_all([item], [cost_tokens], deadline_s))[0]
 
     async def submit_all(
@@ -264,8 +259,10 @@ class Batcher(Generic[Item, Row]):
         """
         admitted = self._admit(items, costs_tokens, deadline_s)
         try:
-            outcomes = await asyncio.gather(*admitted)
+            outcomes = [await outcome for outcome in admitted]
         except asyncio.CancelledError:
+            for outcome in admitted:
+                outcome.cancel()
             self._wait(self._alive())
             raise
         answers: list[Answer[Row]] = []
@@ -282,9 +279,9 @@ class Batcher(Generic[Item, Row]):
         # Checked while only this call can fail: an unusable cost inside the queue would fail every later batch.
         if any(tokens < 1 for tokens in costs_tokens):
             raise ValueError(f"costs in tokens are {list(costs_tokens)}; each must be at least 1")
-        if deadline_s < NEVER:
-            self.require_time(costs_tokens, deadline_s)
         now_s, loop, predicted_s = perf_counter(), asyncio.get_running_loop(), self._predicted_s(costs_tokens)
+        if deadline_s < NEVER:
+            self._require_in_time(predicted_s, deadline_s)
         admitted: list[_Waiter[Item, Row]] = [
             _Waiter(
                 item=item,
@@ -301,12 +298,11 @@ class Batcher(Generic[Item, Row]):
         return [waiter.outcome for waiter in admitted]
 
     def _start_batches(self) -> None:
-        while self._waiting and len(self._running) < self._workers and (batch := self._next_batch()):
-            items = [waiter.item for waiter in batch]
-            running = asyncio.get_running_loop().run_in_executor(self._pool, _run, self._compute, items)
-            longest = max(waiter.cost_tokens for waiter in batch)
-            self._running[running] = perf_counter() + self._costs.seconds(len(batch), longest)
-            running.add_done_callback(partial(self._settle, batch))
+        while self._waiting and len(self._running) < self._workers and (rows := self._next_batch()):
+            longest = max(waiter.cost_tokens for waiter in rows)
+            done_s = perf_counter() + self._costs.seconds(len(rows), longest)
+            self._running.add(batch := _Batch(rows=rows, longest_tokens=longest, done_s=done_s))
+            self._pool.start(batch)
 
     def _wait(self, waiting: list[_Waiter[Item, Row]]) -> None:
         self._waiting = waiting
@@ -339,19 +335,25 @@ class Batcher(Generic[Item, Row]):
                 waiter.outcome.set_result(_Failure(error=error))
         return kept
 
-    def _settle(self, batch: list[_Waiter[Item, Row]], running: asyncio.Future[_Finished[Row]]) -> None:
-        del self._running[running]
-        finished = running.result()
+    def _run(self, batch: _Batch[Item, Row]) -> _Finished[Row]:
+        started_s = perf_counter()
+        outcomes = _outcomes(self._compute, [waiter.item for waiter in batch.rows])
+        return _Finished(outcomes=outcomes, started_s=started_s, ended_s=perf_counter())
+
+    def _settle(self, batch: _Batch[Item, Row], finished: _Finished[Row]) -> None:
+        self._running.discard(batch)
+        rows = batch.rows
         if not any(isinstance(outcome, _Failure) for outcome in finished.outcomes):
-            longest = max(waiter.cost_tokens for waiter in batch)
-            self._costs.observe(len(batch), longest, finished.ended_s - finished.started_s)
+            self._costs.observe(len(rows), batch.longest_tokens, finished.ended_s - finished.started_s)
             now_s = perf_counter()  # when the event loop comes to it, which is when the answer can be sent
-            for waiter in batch:
+            for waiter in rows:
                 self._lateness_s.observe(now_s - waiter.predicted_s)
-        for waiter, outcome in zip(batch, finished.outcomes, strict=True):
+        for waiter, outcome in zip(rows, finished.outcomes, strict=True):
             if not waiter.outcome.done():
-                waiter.outcome.set_result(_answer(waiter, outcome, finished, len(batch)))
+                waiter.outcome.set_result(_answer(waiter, outcome, finished, len(rows)))
         self._start_batches()
+        if not self._running:
+            self._idle.set()
 
     async def close(self) -> None:
         """Takes no more rows, finishes those that were admitted, and ends the worker threads.
@@ -360,14 +362,9 @@ class Batcher(Generic[Item, Row]):
         """
         self._closing = True
         while self._running:
-            await asyncio.wait(self._running)
-        self._pool.shutdown()
-
-
-def _run(compute: Callable[[Sequence[Item]], Iterable[Row]], items: Sequence[Item]) -> _Finished[Row]:
-    started_s = perf_counter()
-    outcomes = _outcomes(compute, items)
-    return _Finished(outcomes=outcomes, started_s=started_s, ended_s=perf_counter())
+            self._idle.clear()
+            await self._idle.wait()
+        self._pool.close()
 
 
 def _outcomes(compute: Callable[[Sequence[Item]], Iterable[Row]], items: Sequence[Item]) -> list[Row | _Failure]:

@@ -1,4 +1,4 @@
-"""A request as its client lets it come, and leaves it: bodies that are slow or large, clients that go."""
+"""A request as its client lets it come, and leaves it: bodies that are large, clients that go."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar, cast
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 
 from hasten.asked import RequestError
+from hasten.calls import Receive
 
-BODY_S = 30.0
 T = TypeVar("T")
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def read_body(receive: Receive, max_bytes: int) -> bytes:
     """The body, counted as it comes: a Content-Length may lie or be missing.
 
     Args:
-        request: A request of which nothing was read.
+        receive: ASGI's, of a request of which nothing was read.
         max_bytes: Largest body.
 
     Returns:
         All of it.
 
     Raises:
-        RequestError: It is larger (413), or does not come in `BODY_S` (408).
+        RequestError: It is larger (413).
         ClientDisconnect: The client left before.
     """
-    body, closing = bytearray(), {"connection": "close"}
-    try:
-        async with asyncio.timeout(BODY_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > max_bytes:
-                    raise RequestError(413, "validation", f"the body is above {max_bytes} bytes", closing)
-    except TimeoutError as error:
-        raise RequestError(408, "validation", f"the body took more than {BODY_S:g} s to come", closing) from error
-    return bytes(body)
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
+            raise RequestError(413, "validation", f"the body is above {max_bytes} bytes", {"connection": "close"})
+        if not message.get("more_body", False):
+            return bytes(body)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Does the work, but drops it as soon as the client leaves.
 
     Args:
-        request: A request whose body was read.
+        receive: ASGI's, of a request whose body was read.
         work: What to do for it.
 
     Returns:
@@ -61,7 +61,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
             left = task.cancel()
 
     # The body has been read, so the next message can only tell that the client left.
-    gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
+    gone: asyncio.Future[Any] = asyncio.ensure_future(receive())
     gone.add_done_callback(drop)
     try:
         return await work

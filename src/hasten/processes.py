@@ -100,8 +100,8 @@ class _Config(uvicorn.Config):
         self._folder, self._options = folder, options
         super().__init__(
             open_app, loop="uvloop", http=Connection, ws="none", lifespan="on", log_config=None, access_log=False,
-            server_header=False, timeout_graceful_shutdown=DRAIN_S, timeout_worker_healthcheck=HEALTH_S,
-            workers=options.processes,
+            server_header=False, proxy_headers=False, timeout_graceful_shutdown=DRAIN_S,
+            timeout_worker_healthcheck=HEALTH_S, workers=options.processes,
         )  # fmt: skip
 
     def load(self) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
 import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -60,11 +60,12 @@ def yield_to_the_loop() -> None:
     """Gives the calling thread, and those that it starts, a lower priority than the event loop's.
 
     Where inference takes every core, the loop would otherwise wait for its turn before it could read, refuse or reply.
-    On Linux priorities belong to threads (sched(7)); elsewhere nothing is changed.
+    On Linux priorities belong to threads (sched(7)); elsewhere, and in a container that forbids it, nothing is changed.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + YIELDING))
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + YIELDING))
 
 
 def load(folder: Path | str, options: ServeOptions) -> Loaded:
@@ -143,7 +144,7 @@ class Served:
         """Finishes what was admitted; admits no more."""
         await self.batcher.close()
 
-    @contextmanager
+    @contextlib.contextmanager
     def in_use(self) -> Generator[None]:
         """While a request is answered: until then it is not retired."""
         self._requests += 1
@@ -195,7 +196,7 @@ class Served:
             OverloadedError: There is no time.
         """
         if deadline_s < NEVER:
-            self.batcher.require_time([], deadline_s)
+            self.batcher.require_time(deadline_s)
 
     def _require_whole(self, encodings: Sequence[Encoding], truncate: bool | None) -> None:
         # The tokenizer cuts at the limit, so a text of exactly that length cannot be told from a longer one.

@@ -27,7 +27,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ from starlette.routing import Route
 from hasten import __version__, openapi
 from hasten.asked import Asked, RequestError
 from hasten.batching import NEVER, Answer
-from hasten.door import Door, Reply
+from hasten.calls import Call, Endpoint, Reply, ShortWay
 from hasten.errors import DataError, OverloadedError
 from hasten.incoming import read_body, unless_gone
 from hasten.open_inference import JSON_LENGTH, asked_by_inference, model_metadata
@@ -62,7 +62,6 @@ from hasten.spans import Spans
 
 ARTIFACT, DEADLINE, REQUEST_ID = "x-hasten-artifact", "x-hasten-deadline-ms", "x-request-id"
 MOST_ID = 128
-QUESTIONS = ("/predict", "/")
 TOKENIZERS = 2  # more than one, so that a long text does not hold up the short ones behind it
 OBSERVE_S = 0.25
 
@@ -145,73 +144,55 @@ class _Service:
         _log.info("now serving %s (%s)", loaded.name, loaded.digest[:12])
         await old.retire()
 
-    async def predict(self, request: Request, *, nested: bool = False) -> Response:
+    async def predict(self, call: Call, *, nested: bool = False) -> Reply:
         def read(body: bytes, served: Served) -> Asked:
             return asked_by_question(body, served.most_rows, served.loaded.runtime.labels, nested=nested)
 
-        return await self._reply(request, read)
+        return await self._reply(call, read)
 
-    async def infer(self, request: Request) -> Response:
+    async def infer(self, call: Call) -> Reply:
         def read(body: bytes, served: Served) -> Asked:
-            self._require_named(request)
-            length, loaded = request.headers.get(JSON_LENGTH), served.loaded
+            self._require_named(call.params["name"])
+            length, loaded = call.header(JSON_LENGTH), served.loaded
             return asked_by_inference(body, length, served.most_rows, loaded.runtime.labels, loaded.identity)
 
-        return await self._reply(request, read)
+        return await self._reply(call, read)
 
-    async def _reply(self, request: Request, read: Callable[[bytes, Served], Asked]) -> Response:
-        started_s, name = perf_counter(), request.headers.get(REQUEST_ID) or f"{getrandbits(64):016x}"
+    async def _reply(self, call: Call, read: Callable[[bytes, Served], Asked]) -> Reply:
+        started_s, name = perf_counter(), call.header(REQUEST_ID) or f"{getrandbits(64):016x}"
+        headers = {REQUEST_ID: name[:MOST_ID]}
         try:
-            response = await self._classify(request, started_s, name, read)
+            body, told = await self._classify(call, started_s, name, read)
         except Exception as error:
-            response = await _refusal(request, self._explain(error, name))
-        response.headers[REQUEST_ID] = name[:MOST_ID]
-        response.headers.setdefault(ARTIFACT, self._loaded.digest)
-        self._metrics.of_status(response.status_code).inc()
-        if response.status_code == 200:
-            self._metrics.seconds["total"].observe(perf_counter() - started_s)
-        return response
+            refusal = self._explain(error, name)
+            self._metrics.of_status(refusal.status_code).inc()
+            headers |= {ARTIFACT: self._loaded.digest, **(refusal.headers or {})}
+            return Reply(status=refusal.status_code, body=_error_body(refusal), headers=headers)
+        self._metrics.of_status(200).inc()
+        self._metrics.seconds["total"].observe(perf_counter() - started_s)
+        return Reply(status=200, body=body, headers=headers | told)
 
     async def _classify(
-        self, request: Request, started_s: float, name: str, read: Callable[[bytes, Served], Asked]
-    ) -> Response:
+        self, call: Call, started_s: float, name: str, read: Callable[[bytes, Served], Asked]
+    ) -> tuple[bytes, dict[str, str]]:
         if not self.ready:
             raise OverloadedError("not ready: starting or closing", reason="closing")
-        deadline_s = started_s + self._allowed_s(request.headers.get(DEADLINE))
-        body, served = await read_body(request, self._options.max_body_bytes), self._served
+        deadline_s = started_s + self._allowed_s(call.header(DEADLINE))
+        self._served.require_time(deadline_s)  # before the body is read, for most of an overload ends here
+        body, served = await read_body(call.receive, self._options.max_body_bytes), self._served
         with served.in_use():
             asked = read(body, served)
-            answers, tokenize_s = await unless_gone(request, served.answer(asked.texts, asked.truncate, deadline_s))
+            answers, tokenize_s = await unless_gone(
+                call.receive, served.answer(asked.texts, asked.truncate, deadline_s)
+            )
         slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
         logits = np.stack([answer.row for answer in answers])
         if not np.isfinite(logits).all():
             raise RuntimeError("the model answers NaN or infinity")
-        content = asked.answer(logits)
+        content = msgspec.json.encode(asked.answer(logits))
         if perf_counter() > deadline_s:
             self._metrics.misses.inc()
-        return _json(content, headers={ARTIFACT: served.loaded.digest, **self._timed(tokenize_s, slowest, name)})
-
-    def at_the_door(self, scope: MutableMapping[str, Any]) -> Reply | None:
-        """The refusal of what would be late even if nothing but the queue took time."""
-        if not (self.ready and (scope["path"] in QUESTIONS or scope["path"].endswith("/infer"))):
-            return None
-        said = dict(scope["headers"])
-        named, asked = said.get(REQUEST_ID.encode()), said.get(DEADLINE.encode())
-        name = f"{getrandbits(64):016x}".encode() if named is None else named[:MOST_ID]
-        try:
-            self._served.require_time(
-                perf_counter() + self._allowed_s(None if asked is None else asked.decode("latin-1"))
-            )
-        except OverloadedError as error:
-            refusal = self._explain(error, "")
-            self._metrics.of_status(refusal.status_code).inc()
-            headers = {**(refusal.headers or {}), ARTIFACT: self._loaded.digest, "content-type": "application/json"}
-            raw = [(key.encode(), value.encode()) for key, value in headers.items()]
-            return Reply(
-                status=refusal.status_code, headers=[*raw, (REQUEST_ID.encode(), name)], body=_error_body(refusal)
-            )  # fmt: skip
-        except RequestError:
-            return None  # a deadline that is none; the app tells
+        return content, {ARTIFACT: served.loaded.digest, **self._timed(tokenize_s, slowest, name)}
 
     def _allowed_s(self, text: str | None) -> float:
         """Seconds that a request may take: what it says itself, or the server's."""
@@ -250,16 +231,14 @@ class _Service:
                 return RequestError(500, "backend", "inference failed; the server's log tells why")
 
     async def root(self, request: Request) -> Response:
-        if request.method == "POST":
-            return await self.predict(request, nested=True)
         if "text/html" in request.headers.get("accept", ""):
             return page()
         about = {"server": f"hasten {__version__}", **self._loaded.identity, "labels": self._loaded.runtime.labels}
         routes = ["POST /predict", "POST /", "POST /v2/models/NAME/infer", "GET /health", "GET /metrics", "GET /docs"]
         return _json({**about, "routes": routes})
 
-    def _require_named(self, request: Request) -> None:
-        if (name := request.path_params["name"]) != self._loaded.identity["name"]:
+    def _require_named(self, name: str) -> None:
+        if name != self._loaded.identity["name"]:
             raise RequestError(404, "validation", f"no model {name!r} here, only {self._loaded.identity['name']!r}")
 
     def api(self) -> dict[str, Any]:
@@ -272,11 +251,11 @@ class _Service:
         return _json({"name": "hasten", "version": __version__, "extensions": ["binary_tensor_data"]})
 
     async def model(self, request: Request) -> Response:
-        self._require_named(request)
+        self._require_named(request.path_params["name"])
         return _json(model_metadata(self._loaded.runtime.labels, self._loaded.identity))
 
     async def model_ready(self, request: Request) -> Response:
-        self._require_named(request)
+        self._require_named(request.path_params["name"])
         return _json({"name": self._loaded.identity["name"], "ready": self.ready}, status=200 if self.ready else 503)
 
     async def health(self, _request: Request) -> Response:
@@ -308,10 +287,11 @@ def create_app(
         UsageError: A limit is below 1.
     """
     service = _Service(loaded, options, again, spans)
+    asked = {"/predict": Endpoint(service.predict), "/": Endpoint(partial(service.predict, nested=True))}
     app = Starlette(
         routes=[
-            Route("/", service.root, methods=["GET", "POST"]),
-            Route("/predict", service.predict, methods=["POST"]),
+            Route("/", service.root, methods=["GET", "POST"]),  # a POST has gone the short way before
+            Route("/predict", asked["/predict"], methods=["POST"]),
             Route("/v2", service.server_metadata),
             Route("/v2/health/live", service.live),
             Route("/v2/health/ready", service.health),
@@ -321,14 +301,14 @@ def create_app(
                 for path, endpoint, method in (
                     ("", service.model, "GET"),
                     ("/ready", service.model_ready, "GET"),
-                    ("/infer", service.infer, "POST"),
+                    ("/infer", Endpoint(service.infer), "POST"),
                 )
             ),
             Route("/health", service.health),
             Route("/metrics", service.metrics),
             *openapi.routes(service.api),
         ],
-        middleware=[*([Middleware(spans.around)] if spans else []), Middleware(Door, keeper=service.at_the_door)],
+        middleware=[*([Middleware(spans.around)] if spans else []), Middleware(ShortWay, endpoints=asked)],
         exception_handlers={HTTPException: _refusal},
         lifespan=service.lifespan,
     )

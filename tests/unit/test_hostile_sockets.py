@@ -14,7 +14,7 @@ import httpx
 import pytest
 from serving import expected, live, make_app
 
-from hasten import connection, incoming
+from hasten import connection
 
 GOOD = b'{"inputs": "a"}'
 DEEP = 100_000
@@ -123,7 +123,7 @@ def test_a_head_that_begins_behind_a_large_body_is_counted_from_its_own_start(po
 
 def test_clients_that_send_a_byte_now_and_then_are_closed_and_harm_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEAD_S", 0.5)
-    monkeypatch.setattr(incoming, "BODY_S", 0.5)
+    monkeypatch.setattr(connection, "BODY_S", 0.5)
     whole = request()
     with live(make_app()) as url, ExitStack() as stack:
         port = int(url.rpartition(":")[2])
@@ -137,6 +137,17 @@ def test_clients_that_send_a_byte_now_and_then_are_closed_and_harm_nobody(monkey
         check_others(port)
         for client in slow:
             assert statuses(client.recv(65536)) == [408]
+
+
+def test_a_body_that_dawdles_after_its_refusal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "BODY_S", 0.3)
+    late = request(GOOD, b"x-hasten-deadline-ms: 0.000001")
+    with live(make_app()) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 5) as client:
+        client.sendall(late[:-1])
+        said = b""
+        while more := client.recv(65536):
+            said += more
+    assert statuses(said) == [429]
 
 
 def test_a_connection_that_waits_between_requests_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
