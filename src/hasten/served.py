@@ -219,6 +219,6 @@ class Served:
     def _compute(self, encodings: Sequence[Encoding]) -> Logits:
         lengths = [len(encoding) for encoding in encodings]
         self._metrics.batch.observe(len(lengths))
-        self._metrics.tokens.labels("text").inc(sum(lengths))
-        self._metrics.tokens.labels("padding").inc(len(lengths) * max(lengths) - sum(lengths))
+        self._metrics.tokens_of("text").inc(sum(lengths))
+        self._metrics.tokens_of("padding").inc(len(lengths) * max(lengths) - sum(lengths))
         return self.loaded.runtime.infer(encodings)

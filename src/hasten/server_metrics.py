@@ -28,7 +28,7 @@ class Metrics:
             "hasten_deadline_misses", "Requests answered after their deadline.", registry=registry
         )  # fmt: skip
         self.gone = Counter("hasten_clients_gone", "Requests whose client left before the answer.", registry=registry)
-        self.tokens = Counter(
+        tokens = Counter(
             "hasten_inference_tokens", "Tokens in inferences, of texts and of padding.", ["kind"], registry=registry
         )
         self.reloads = Counter("hasten_reloads", "Reloads of the folder, by outcome.", ["outcome"], registry=registry)
@@ -52,6 +52,7 @@ class Metrics:
         }
         self.of_status = cache(lambda status: self.requests.labels(str(status)))
         self.of_reason = cache(self.refusals.labels)
+        self.tokens_of = cache(tokens.labels)
 
     def serves(self, identity: Mapping[str, str]) -> None:
         """Notes what is served from now on.
