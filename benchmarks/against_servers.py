@@ -1,17 +1,18 @@
-"""hasten's server against those that people use: the same graph, the same texts, the same core.
+"""hasten's server against those that people use: the same graph, the same texts, the same core, the same loads.
 
-    python benchmarks/against_servers.py VARIANT... --texts FILE [--envs FOLDER] [--only NAMES] [--rounds 2] [--name N]
+    python benchmarks/against_servers.py VARIANT... --texts FILE [--envs FOLDER] [--only NAMES] [--rounds 3] [--name N]
 
 VARIANT is a folder with `model.onnx` and `tokenizer.json`. The peers are plain FastAPI, LitServe, BentoML, Ray Serve
 and MLServer, each in an environment of its own, made from `servers/<name>.txt`, with what `servers/serve_<name>.py`
 holds: the same tokenizer and session for all. Those that batch are run with batching and without.
 
-A server has core 0, with all its processes, and one thread for an inference; the load generator has core 1. Asked is an
-open-loop Poisson load, one text a request. In each round, in a random order, each server's highest rate is looked for
-whose p99 keeps to the limit, what was refused counted as missed: in the middle one of three loads, for a machine that
-stalls now and then would else decide. The figure is the median over rounds. In the last round each is offered shares
-and multiples of its own highest rate too. The bare rate is that of the runtime in a loop on core 0, without HTTP. What
-the generator adds is its latency against a server on core 0 that does nothing. Access logs are off.
+A server has core 0, with all its processes, and one thread for an inference; the load generator has core 1. Offered
+are open-loop Poisson loads of one text a request, at shares of the rate of the bare runtime, which is that of a loop
+on core 0 without HTTP. In each round, in a random order, each server is started and offered every share; in the last
+one, multiples of that rate too. What was refused counts as missed, and a rate holds where the median over rounds of
+the share missed is at most 1 %: a machine that stalls now and then would else decide. Highest is the largest share up
+to which all hold. What the generator adds is its latency against a server on core 0 that does nothing. Access logs
+are off.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,16 +36,17 @@ import numpy as np
 import typer
 
 from hasten.errors import HastenError
-from hasten.load import ALLOWED_MISSES, Load, LoadOptions, find_max, highest, offer
+from hasten.load import ALLOWED_MISSES, Load, LoadOptions, offer
 from hasten.variant import Variant, open_variant
 from hasten.workload import read_texts
 from overload import LOAD_CORE, SERVER_CORE, bare_seconds, row_of
 from peers.environments import environment
 from provenance import HERE, save_result
 
-SHARES = (0.2, 0.5, 0.8, 2.0, 5.0)
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+MULTIPLES = (2.0, 5.0)
+SHOWN = (0.2, 0.5, 0.8)
 START_S = 120.0
-TRIES = 3
 BATCH = 8
 
 
@@ -202,64 +204,63 @@ class Trial:
         options = LoadOptions(rate=rate, seconds=self.seconds, p99_ms=self.p99_ms, seed=self.seed + seed)
         return offer(address, asked, options)
 
-    def middle_load(self, server: Server, address: str, rate: float) -> Load:
-        """The middle one of some loads, by the share that was not answered in time."""
-        loads = [self.load(server, address, rate, seed) for seed in range(TRIES)]
-        return sorted(loads, key=lambda load: load.missed.value)[TRIES // 2]
-
-    def best(self, server: Server, address: str) -> float | None:
-        """The highest rate whose p99 keeps to the limit; None if none does."""
-        self.load(server, address, self.capacity / 4)  # warms both up
-        tried = find_max(
-            lambda rate: self.middle_load(server, address, rate), self.capacity / 2, self.seconds, holds=keeps
-        )
-        found = highest(tried, keeps)
-        return None if found is None else found.rate
-
-    def shares(self, server: Server, address: str, rate: float) -> list[dict[str, Any]]:
-        """What becomes of shares and multiples of a rate."""
-        return [row_of(self.load(server, address, share * rate), rate) for share in SHARES]
-
-
-def keeps(load: Load) -> bool:
-    """Whether 99 % of a load were answered in time."""
-    return load.missed.value <= ALLOWED_MISSES
+    def rows(self, server: Server, address: str, shares: Sequence[float], round_: int) -> list[dict[str, Any]]:
+        """What becomes of each share of the bare rate, in order."""
+        return [row_of(self.load(server, address, share * self.capacity, round_), self.capacity) for share in shares]
 
 
 def compared(
     variant: Variant, servers: list[Server], pythons: dict[str, Path], trial: Trial, rounds: int, log: Path
 ) -> list[dict[str, Any]]:
     """The rows of one variant."""
-    rates: dict[str, list[float | None]] = {server.name: [] for server in servers}
-    loads: dict[str, list[dict[str, Any]]] = {}
+    loads: dict[str, list[dict[str, Any]]] = {server.name: [] for server in servers}
     failures: dict[str, str] = {}
     for number in range(rounds):
+        multiples = MULTIPLES if number == rounds - 1 else ()
         for server in random.Random(number).sample(servers, len(servers)):
             try:
                 with running(server, pythons[server.peer], variant.path, trial.p99_ms, log) as address:
-                    rates[server.name].append(trial.best(server, address))
-                    held = [rate for rate in rates[server.name] if rate is not None]
-                    if number == rounds - 1 and held:
-                        loads[server.name] = trial.shares(server, address, statistics.median(held))
+                    trial.load(server, address, trial.capacity / 4)  # warms both up
+                    shares = random.Random(number).sample(SHARES, len(SHARES))
+                    found = trial.rows(server, address, (*shares, *multiples), number)
             except HastenError as error:
                 failures[server.name] = str(error)
-            print(number, server.name, rates[server.name], failures.get(server.name, ""), flush=True)
+                continue
+            loads[server.name] += found
+            print(number, server.name, {row["share"]: missed(row) for row in found}, flush=True)
     return [
         {
-            "server": name,
-            "rates": found,
-            "rate": middle(found),
-            "loads": loads.get(name, []),
+            "server": name, "highest_share": highest(found), "shares": by_share(found), "loads": found,
             "failure": failures.get(name),
         }
-        for name, found in rates.items()
-    ]
+        for name, found in loads.items()
+    ]  # fmt: skip
 
 
-def middle(rates: list[float | None]) -> float | None:
-    """Median of the rates that hold; None if there are none."""
-    held = [rate for rate in rates if rate is not None]
-    return round(statistics.median(held), 1) if held else None
+def missed(row: dict[str, Any]) -> float:
+    """Share of a load that was not answered in time."""
+    return round(1 - (row["answered"] - row["late"]) / row["offered"], 4)
+
+
+def by_share(loads: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Medians over rounds, by share of the bare rate."""
+    figures = ("p50_ms", "p99_ms", "goodput_share")
+    return {
+        f"{share:g}": {figure: round(statistics.median(row[figure] for row in rows), 3) for figure in figures}
+        | {"missed": round(statistics.median(map(missed, rows)), 4)}
+        for share in (*SHARES, *MULTIPLES)
+        if (rows := [row for row in loads if row["share"] == share])
+    }
+
+
+def highest(loads: list[dict[str, Any]]) -> float | None:
+    """The largest share of the bare rate up to which every load holds; None if not even the smallest does."""
+    held = None
+    for share, row in by_share(loads).items():
+        if row["missed"] > ALLOWED_MISSES:
+            break
+        held = float(share)
+    return held
 
 
 def main(
@@ -267,8 +268,8 @@ def main(
     texts: Annotated[str, typer.Option()],
     envs: Path = Path("server-environments"),
     only: Annotated[str | None, typer.Option(help="Names, separated by semicolons; all if not given.")] = None,
-    rounds: int = 2,
-    seconds: float = 6.0,
+    rounds: int = 3,
+    seconds: float = 5.0,
     p99_ms: Annotated[float, typer.Option()] = 50.0,
     name: str = "servers",
 ) -> None:
@@ -310,38 +311,31 @@ def markdown(results: list[dict[str, Any]]) -> str:
     """The tables."""
     lines = list[str]()
     for result in results:
-        bare = result["bare_texts_per_s"]
         lines += [
             f"## {result['variant']}",
             "",
-            f"The bare runtime: {bare} texts/s, {result['bare_p50_ms']} ms at the median. "
+            f"The bare runtime: {result['bare_texts_per_s']} texts/s, {result['bare_p50_ms']} ms at the median. "
             f"The generator adds {result['generator_p50_ms']} ms.",
             "",
         ]
-        lines += [
-            "| Server | Rate whose p99 holds | of bare | p50 / p99 at 20 % | 50 % | 80 % | goodput at 2× | 5× | "
-            "late | refused p99 |"
-        ]
-        lines += ["| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
-        lines += [row(server, bare) for server in result["servers"]] + [""]
+        heads = [f"p50 / p99 at {share:.0%}" for share in SHOWN] + [f"goodput at {many:g}×" for many in MULTIPLES]
+        lines += [f"| Server | Highest share of bare that holds | {' | '.join(heads)} | late at {MULTIPLES[-1]:g}× |"]
+        lines += ["| :--- |" + " ---: |" * (len(heads) + 2)]
+        lines += [row(server) for server in result["servers"]] + [""]
     return "\n".join(lines)
 
 
-def row(server: dict[str, Any], bare: float) -> str:
+def row(server: dict[str, Any]) -> str:
     """One server's row."""
-    if server["rate"] is None:
-        return f"| {server['server']} | {server['failure'] or 'none'} |" + " |" * 8
-    loads = {load["share"]: load for load in server["loads"]}
-    calm = [f"{loads[share]['p50_ms']} / {loads[share]['p99_ms']}" for share in SHARES[:3]]
-    flood = loads[SHARES[-1]]
-    refused = "–" if flood["refused_p99_ms"] is None else f"{flood['refused_p99_ms']} ms"
-    goodputs = [f"{loads[share]['goodput_share']:.0%}" for share in SHARES[3:]]
-    late = f"{flood['late'] / flood['answered']:.1%}" if flood["answered"] else "–"
-    return (
-        f"| {server['server']} | {server['rate']} | {server['rate'] / bare:.2f} | "
-        + " | ".join([*calm, *goodputs, late, refused])
-        + " |"
-    )
+    shares, held = server["shares"], server["highest_share"]
+    if not shares:
+        return f"| {server['server']} | {server['failure']} |" + " |" * (len(SHOWN) + len(MULTIPLES) + 1)
+    calm = [f"{shares[f'{share:g}']['p50_ms']:.1f} / {shares[f'{share:g}']['p99_ms']:.1f}" for share in SHOWN]
+    floods = [shares.get(f"{many:g}") for many in MULTIPLES]
+    goodputs = ["–" if flood is None else f"{flood['goodput_share']:.0%}" for flood in floods]
+    flooded = [load for load in server["loads"] if load["share"] == MULTIPLES[-1] and load["answered"]]
+    late = f"{flooded[-1]['late'] / flooded[-1]['answered']:.1%}" if flooded else "–"
+    return f"| {server['server']} | {'none' if held is None else held} | {' | '.join([*calm, *goodputs, late])} |"
 
 
 if __name__ == "__main__":
