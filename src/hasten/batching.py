@@ -168,6 +168,7 @@ class Batcher(Generic[Item, Row]):
         self._idle = asyncio.Event()
         self._costs = costs or NoCosts()
         self._lateness_s = Spread(mean=0.0, deviation=FIRST_DEVIATION_S)  # of answers, against their prediction
+        self._own_s = Spread(mean=0.0, deviation=FIRST_DEVIATION_S)  # of rows that are submitted together
         self._closing = False
 
     @property
@@ -208,7 +209,10 @@ class Batcher(Generic[Item, Row]):
         return (running_s + self._waiting_s) / self._workers
 
     def require_time(self, deadline_s: float) -> None:
-        """Checks that a row would be answered in time even if only the queue took time.
+        """Checks that rows of which nothing is known yet would be answered in time.
+
+        Where others wait, they are taken to need what rows that are submitted together lately need: a full queue ends
+        just where one more would be late. Where nobody does, they are taken to need nothing.
 
         Args:
             deadline_s: When it must be answered, on the clock of `perf_counter`.
@@ -216,7 +220,8 @@ class Batcher(Generic[Item, Row]):
         Raises:
             OverloadedError: It could only be answered late.
         """
-        self._require_in_time(self._predicted_s([]), deadline_s)
+        own_s = self._own_s.mean if self._waiting else 0.0
+        self._require_in_time(perf_counter() + self.queued_s() + own_s, deadline_s)
 
     def _require_in_time(self, predicted_s: float, deadline_s: float) -> None:
         late_s = predicted_s + max(0.0, self._lateness_s.bound) - deadline_s
@@ -228,11 +233,6 @@ class Batcher(Generic[Item, Row]):
                 f"the answer would come {1000 * late_s:.1f} ms after its deadline; try again later", reason="late",
                 retry_after_s=late_s,
             )  # fmt: skip
-
-    def _predicted_s(self, costs_tokens: Sequence[int]) -> float:
-        """When more rows would be answered, on the clock of `perf_counter`."""
-        own_s = sum(self._costs.seconds(1, tokens) for tokens in costs_tokens)
-        return perf_counter() + self.queued_s() + own_s
 
     async def submit(self, item: Item, cost_tokens: int, deadline_s: float = NEVER) -> Answer[Row]:
         """Computes one item, as `submit_all` does several; cancel the call to take it out of the queue."""
@@ -279,7 +279,10 @@ class Batcher(Generic[Item, Row]):
         # Checked while only this call can fail: an unusable cost inside the queue would fail every later batch.
         if any(tokens < 1 for tokens in costs_tokens):
             raise ValueError(f"costs in tokens are {list(costs_tokens)}; each must be at least 1")
-        now_s, loop, predicted_s = perf_counter(), asyncio.get_running_loop(), self._predicted_s(costs_tokens)
+        now_s, loop = perf_counter(), asyncio.get_running_loop()
+        own_s = sum(self._costs.seconds(1, tokens) for tokens in costs_tokens)
+        predicted_s = now_s + self.queued_s() + own_s
+        self._own_s.observe(own_s)
         if deadline_s < NEVER:
             self._require_in_time(predicted_s, deadline_s)
         admitted: list[_Waiter[Item, Row]] = [

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from http import HTTPStatus
+from time import perf_counter
 from typing import Any
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
+
+READ_S, REFUSAL = "hasten_read_s", "hasten_refusal"  # in ASGI's state
 
 
 class Call:
@@ -20,14 +24,16 @@ class Call:
     Attributes:
         receive: ASGI's, for the body.
         params: What routing found in the path.
+        read_s: When it was read, by `perf_counter`: when the connection tells, or now.
     """
 
-    __slots__ = ("_headers", "params", "receive")
+    __slots__ = ("_headers", "params", "read_s", "receive")
 
     def __init__(self, scope: Message, receive: Receive) -> None:
         """Takes ASGI's scope and its `receive`."""
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self.receive = receive
+        self.read_s: float = scope.get("state", {}).get(READ_S) or perf_counter()
         self.params: Mapping[str, str] = scope.get("path_params", {})
 
     def header(self, name: str) -> str | None:
@@ -52,10 +58,17 @@ class Reply:
 
     async def send(self, send: Callable[[Message], Awaitable[None]]) -> None:
         """Sends it; the argument is ASGI's."""
-        headers = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
-        headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(self.body))]
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.start", "status": self.status, "headers": self._raw()})
         await send({"type": "http.response.body", "body": self.body})
+
+    def message(self) -> bytes:
+        """The same as HTTP/1.1 has it on the wire (RFC 9112)."""
+        head = b"".join(b"%b: %b\r\n" % header for header in self._raw())
+        return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (self.status, HTTPStatus(self.status).phrase.encode(), head, self.body)
+
+    def _raw(self) -> list[tuple[bytes, bytes]]:
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
+        return [*headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(self.body))]
 
 
 class Endpoint:

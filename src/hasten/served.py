@@ -187,7 +187,7 @@ class Served:
         return await self.batcher.submit_all(encodings, lengths, deadline_s), tokenize_s
 
     def require_time(self, deadline_s: float) -> None:
-        """Refuses at no cost what would be late even if nothing but the queue took time.
+        """Refuses at no cost what would be late, see `Batcher.require_time`.
 
         Args:
             deadline_s: When the answer must stand, by `perf_counter`.

@@ -48,7 +48,7 @@ from starlette.routing import Route
 from hasten import __version__, openapi
 from hasten.asked import Asked, RequestError
 from hasten.batching import NEVER, Answer
-from hasten.calls import Call, Endpoint, Reply, ShortWay
+from hasten.calls import REFUSAL, Call, Endpoint, Reply, ShortWay
 from hasten.errors import DataError, OverloadedError
 from hasten.incoming import read_body, unless_gone
 from hasten.open_inference import JSON_LENGTH, asked_by_inference, model_metadata
@@ -90,14 +90,14 @@ class _Service:
         self.ready = False
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, _app: Starlette) -> AsyncGenerator[None]:
+    async def lifespan(self, _app: Starlette) -> AsyncGenerator[dict[str, Any]]:
         with self._tokenizers:
             await self._served.start()
             self._metrics.serves(self._loaded.identity)
             self.ready = True
             observing = asyncio.create_task(self._observe())
             try:
-                yield
+                yield {} if self._spans else {REFUSAL: self.refusal}  # what the app does not hear of is not traced
             finally:
                 self.ready = False
                 observing.cancel()
@@ -159,25 +159,39 @@ class _Service:
         return await self._reply(call, read)
 
     async def _reply(self, call: Call, read: Callable[[bytes, Served], Asked]) -> Reply:
-        started_s, name = perf_counter(), call.header(REQUEST_ID) or f"{getrandbits(64):016x}"
-        headers = {REQUEST_ID: name[:MOST_ID]}
+        name = _name_of(call)
         try:
-            body, told = await self._classify(call, started_s, name, read)
+            body, told = await self._classify(call, name, read)
         except Exception as error:
-            refusal = self._explain(error, name)
-            self._metrics.of_status(refusal.status_code).inc()
-            headers |= {ARTIFACT: self._loaded.digest, **(refusal.headers or {})}
-            return Reply(status=refusal.status_code, body=_error_body(refusal), headers=headers)
+            return self._refused(error, name)
         self._metrics.of_status(200).inc()
-        self._metrics.seconds["total"].observe(perf_counter() - started_s)
-        return Reply(status=200, body=body, headers=headers | told)
+        self._metrics.seconds["total"].observe(perf_counter() - call.read_s)
+        return Reply(status=200, body=body, headers={REQUEST_ID: name[:MOST_ID], **told})
+
+    def refusal(self, call: Call) -> Reply | None:
+        """The reply to a call that could only be late, told by the connection before the app hears of it."""
+        if not self.ready:
+            return None
+        try:
+            self._served.require_time(call.read_s + self._allowed_s(call.header(DEADLINE)))
+        except OverloadedError as error:
+            return self._refused(error, _name_of(call))
+        except RequestError:
+            pass  # a deadline that is none: told where the body is read
+        return None
+
+    def _refused(self, error: Exception, name: str) -> Reply:
+        refusal = self._explain(error, name)
+        self._metrics.of_status(refusal.status_code).inc()
+        headers = {REQUEST_ID: name[:MOST_ID], ARTIFACT: self._loaded.digest, **(refusal.headers or {})}
+        return Reply(status=refusal.status_code, body=_error_body(refusal), headers=headers)
 
     async def _classify(
-        self, call: Call, started_s: float, name: str, read: Callable[[bytes, Served], Asked]
+        self, call: Call, name: str, read: Callable[[bytes, Served], Asked]
     ) -> tuple[bytes, dict[str, str]]:
         if not self.ready:
             raise OverloadedError("not ready: starting or closing", reason="closing")
-        deadline_s = started_s + self._allowed_s(call.header(DEADLINE))
+        deadline_s = call.read_s + self._allowed_s(call.header(DEADLINE))
         self._served.require_time(deadline_s)  # before the body is read, for most of an overload ends here
         body, served = await read_body(call.receive, self._options.max_body_bytes), self._served
         with served.in_use():
@@ -320,6 +334,10 @@ def open_app(folder: Path | str, options: ServeOptions) -> Starlette:
     """The app of a variant folder, see `hasten.served.load`; raises what `hasten.processes.serve` does."""
     spans = Spans() if options.traces else None
     return create_app(load(folder, options), options, partial(load, folder, options), spans)
+
+
+def _name_of(call: Call) -> str:
+    return call.header(REQUEST_ID) or f"{getrandbits(64):016x}"
 
 
 def _json(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

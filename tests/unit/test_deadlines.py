@@ -9,17 +9,21 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import DIGEST, post, visit
+from serving import DIGEST, live, make_app, post, visit
 from test_batching import LENGTHS, LIMITS, WIDE, Gate, run
 
 from hasten.batching import GAIN, NEVER, Batcher, Limits, take_batch
+from hasten.calls import READ_S
+from hasten.connection import Round
 from hasten.errors import OverloadedError
 from hasten.runtime import FakeRuntime, Logits
+from hasten.serve_options import ServeOptions
 from hasten.served import YIELDING
 from hasten.tokenization import Encoding
 
@@ -189,6 +193,62 @@ def test_a_refusal_says_who_refused_whom_and_only_questions_are_refused() -> Non
     assert (refused.headers["x-request-id"], refused.headers["x-hasten-artifact"]) == ("mine", DIGEST)
     assert refused.headers["content-type"] == "application/json"
     assert int(refused.headers["content-length"]) == len(refused.content)
+
+
+def test_a_connection_refuses_the_late_itself_and_goes_on() -> None:
+    late, fine = {"x-hasten-deadline-ms": "0.000001", "x-request-id": "mine"}, {"inputs": "a"}
+    with live(make_app()) as url, httpx.Client(base_url=url) as client:
+        ports = set[int]()
+
+        def ask(headers: dict[str, str]) -> httpx.Response:
+            with client.stream("POST", "/predict", json=fine, headers=headers) as reply:
+                ports.add(reply.extensions["network_stream"].get_extra_info("client_addr")[1])
+                reply.read()
+            return reply
+
+        replies = [ask(headers) for headers in (late, {}, late, late, {})]
+        last = ask({**late, "connection": "close"})
+        metrics = httpx.get(f"{url}/metrics").text
+    assert [reply.status_code for reply in (*replies, last)] == [429, 200, 429, 429, 200, 429]
+    refused = replies[0]
+    assert refused.json()["error_type"] == "overloaded"
+    assert (refused.headers["x-request-id"], refused.headers["x-hasten-artifact"]) == ("mine", DIGEST)
+    assert refused.headers["content-type"] == "application/json"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert len(ports) == 1
+    assert 'hasten_requests_total{status="429"} 4.0' in metrics
+    assert 'hasten_refusals_total{reason="late"} 4.0' in metrics
+
+
+@pytest.mark.parametrize(("waited_s", "status"), [(0.0, 200), (1.0, 429)])
+def test_what_waited_for_the_loop_has_waited_for_its_answer(waited_s: float, status: int) -> None:
+    async def script() -> None:
+        async def receive() -> dict[str, Any]:
+            return messages.pop() if messages else await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        app = make_app(options=ServeOptions(p99_ms=500))
+        messages, sent = [{"type": "http.request", "body": b'{"inputs": "a"}'}], list[Any]()
+        async with app.router.lifespan_context(app):
+            read_s = perf_counter() - waited_s
+            scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "state": {READ_S: read_s}}
+            await app(scope, receive, send)
+        assert sent[0]["status"] == status
+
+    asyncio.run(script())
+
+
+def test_what_is_read_in_one_round_of_the_loop_was_there_when_it_began() -> None:
+    async def script() -> None:
+        loop, loops_round = asyncio.get_running_loop(), Round()
+        first = loops_round.began_s(loop)
+        assert loops_round.began_s(loop) == first
+        await asyncio.sleep(0.001)
+        assert loops_round.began_s(loop) > first
+
+    asyncio.run(script())
 
 
 def test_who_gives_up_waiting_makes_room_for_others() -> None:
