@@ -8,8 +8,9 @@ holds: the same tokenizer and session for all. Those that batch are run with bat
 
 A server has core 0, with all its processes, and one thread for an inference; the load generator has core 1. Offered
 are open-loop Poisson loads of one text a request, at shares of the rate of the bare runtime, which is that of a loop
-on core 0 without HTTP. In each round, in a random order, each server is started and offered every share; in the last
-one, multiples of that rate too. What was refused counts as missed, and a rate holds where the median over rounds of
+on core 0 without HTTP. In each round, in a random order, each server is started and offered every share, the smallest
+first; in the last one, multiples of that rate too. Once it answers less than half of what it could in time, it is
+offered no larger one, since what is left over would spoil that. What was refused counts as missed, and a rate holds where the median over rounds of
 the share missed is at most 1 %: a machine that stalls now and then would else decide. Highest is the largest share up
 to which all hold. What the generator adds is its latency against a server on core 0 that does nothing. Access logs
 are off.
@@ -46,6 +47,7 @@ from provenance import HERE, save_result
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MULTIPLES = (2.0, 5.0)
 SHOWN = (0.2, 0.5, 0.8)
+LOST = 0.5
 START_S = 120.0
 BATCH = 8
 
@@ -205,8 +207,13 @@ class Trial:
         return offer(address, asked, options)
 
     def rows(self, server: Server, address: str, shares: Sequence[float], round_: int) -> list[dict[str, Any]]:
-        """What becomes of each share of the bare rate, in order."""
-        return [row_of(self.load(server, address, share * self.capacity, round_), self.capacity) for share in shares]
+        """What becomes of shares of the bare rate, in ascending order, until the server is lost."""
+        rows = list[dict[str, Any]]()
+        for share in shares:
+            rows.append(row_of(self.load(server, address, share * self.capacity, round_), self.capacity))
+            if rows[-1]["goodput_share"] < LOST * min(share, 1.0):
+                break
+        return rows
 
 
 def compared(
@@ -221,8 +228,7 @@ def compared(
             try:
                 with running(server, pythons[server.peer], variant.path, trial.p99_ms, log) as address:
                     trial.load(server, address, trial.capacity / 4)  # warms both up
-                    shares = random.Random(number).sample(SHARES, len(SHARES))
-                    found = trial.rows(server, address, (*shares, *multiples), number)
+                    found = trial.rows(server, address, (*SHARES, *multiples), number)
             except HastenError as error:
                 failures[server.name] = str(error)
                 continue
@@ -330,9 +336,9 @@ def row(server: dict[str, Any]) -> str:
     shares, held = server["shares"], server["highest_share"]
     if not shares:
         return f"| {server['server']} | {server['failure']} |" + " |" * (len(SHOWN) + len(MULTIPLES) + 1)
-    calm = [f"{shares[f'{share:g}']['p50_ms']:.1f} / {shares[f'{share:g}']['p99_ms']:.1f}" for share in SHOWN]
-    floods = [shares.get(f"{many:g}") for many in MULTIPLES]
-    goodputs = ["–" if flood is None else f"{flood['goodput_share']:.0%}" for flood in floods]
+    found = [shares.get(f"{share:g}") for share in (*SHOWN, *MULTIPLES)]
+    calm = ["–" if one is None else f"{one['p50_ms']:.1f} / {one['p99_ms']:.1f}" for one in found[: len(SHOWN)]]
+    goodputs = ["–" if flood is None else f"{flood['goodput_share']:.0%}" for flood in found[len(SHOWN) :]]
     flooded = [load for load in server["loads"] if load["share"] == MULTIPLES[-1] and load["answered"]]
     late = f"{flooded[-1]['late'] / flooded[-1]['answered']:.1%}" if flooded else "–"
     return f"| {server['server']} | {'none' if held is None else held} | {' | '.join([*calm, *goodputs, late])} |"

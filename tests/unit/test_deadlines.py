@@ -251,6 +251,30 @@ def test_what_is_read_in_one_round_of_the_loop_was_there_when_it_began() -> None
     asyncio.run(script())
 
 
+def test_where_others_wait_a_request_needs_what_requests_lately_needed() -> None:
+    async def script() -> None:
+        gate = Gate(open_=True)
+        batcher = Batcher(gate, Limits(max_batch=1, max_padded_tokens=100, max_queue=8), costs=Linear(token_s=0.01))
+        for _ in range(200):
+            await batcher.submit("a", 10)
+        gate.opened.clear()
+        gate.entered.clear()
+        running = asyncio.create_task(batcher.submit("running", 10))
+        await gate.inside()
+        batcher.require_time(perf_counter() + 0.15)
+        waiting = asyncio.create_task(batcher.submit("waiting", 10))
+        await asyncio.sleep(0)
+        batcher.require_time(perf_counter() + 0.35)
+        with pytest.raises(OverloadedError, match="after its deadline"):
+            batcher.require_time(perf_counter() + 0.25)
+        gate.opened.set()
+        await asyncio.gather(running, waiting)
+        batcher.require_time(perf_counter() + 0.05)  # an idle server does not refuse on a guess
+        await batcher.close()
+
+    run(script())
+
+
 def test_who_gives_up_waiting_makes_room_for_others() -> None:
     async def script() -> None:
         gate = Gate()
