@@ -9,11 +9,11 @@ holds: the same tokenizer and session for all. Those that batch are run with bat
 A server has core 0, with all its processes, and one thread for an inference; the load generator has core 1. Offered
 are open-loop Poisson loads of one text a request, at shares of the rate of the bare runtime, which is that of a loop
 on core 0 without HTTP. In each round, in a random order, each server is started and offered every share, the smallest
-first; in the last one, multiples of that rate too. Once it answers less than half of what it could in time, it is
-offered no larger one, since what is left over would spoil that. What was refused counts as missed, and a rate holds where the median over rounds of
-the share missed is at most 1 %: a machine that stalls now and then would else decide. Highest is the largest share up
-to which all hold. What the generator adds is its latency against a server on core 0 that does nothing. Access logs
-are off.
+first; in the last one, multiples of that rate too. Once it answers in time less than half of what it could, it is
+offered no larger one, since what is left over would spoil that. What was refused counts as missed, and a rate holds
+where the median over rounds of the share missed is at most 1 %: a machine that stalls now and then would else decide.
+Highest is the largest share up to which all hold. What the generator adds is its latency against a server on core 0
+that does nothing. Access logs are off.
 """
 
 from __future__ import annotations
