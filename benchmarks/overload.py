@@ -27,7 +27,7 @@ from hasten.variant import Variant, open_variant
 from hasten.workload import read_texts
 from provenance import save_result
 
-SHARES = (0.2, 0.5, 0.8, 1.0, 2.0, 5.0)
+SHARES = (0.2, 0.5, 0.8, 1.0, 2.0, 5.0, 10.0)
 SERVER_CORE, LOAD_CORE = 0, 1
 BARE_S = 5.0
 
