@@ -23,26 +23,25 @@ from hasten.calls import READ_S, REFUSAL, Call, Reply
 MOST_HEAD_BYTES = 64 * 1024
 HEAD_S, BODY_S = 10.0, 30.0
 ASKED = (b"/predict", b"/")
+ROUND = "hasten_round"
 
 
 class Round:
-    """When the event loop came back from waiting: what it reads now had come by then."""
+    """When an event loop came back from waiting: what it reads now had come by then."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._began_s: float | None = None
 
-    def began_s(self, loop: asyncio.AbstractEventLoop) -> float:
+    def began_s(self) -> float:
         """By `perf_counter`."""
         if self._began_s is None:
             self._began_s = perf_counter()
-            loop.call_soon(self._end)
+            self._loop.call_soon(self._end)
         return self._began_s
 
     def _end(self) -> None:
         self._began_s = None
-
-
-_round = Round()
 
 
 class Connection(HttpToolsProtocol):
@@ -53,6 +52,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._head_bytes: int | None = 0  # None between a head and the next request
         self._in_body = self._refused = False
+        self._round: Round = self.app_state.setdefault(ROUND, Round(self.loop))  # one for all connections of a server
         self._refusal: Callable[[Call], Reply | None] | None = self.app_state.get(REFUSAL)
         self._late = self.loop.call_later(HEAD_S, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
 
@@ -64,7 +64,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
-        self.scope["state"] = self.app_state | {READ_S: _round.began_s(self.loop)}
+        self.scope["state"] = self.app_state | {READ_S: self._round.began_s()}
         if self._head_bytes is None:
             self._head_bytes = 0
             self._late = self.loop.call_later(HEAD_S, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
@@ -122,9 +122,8 @@ class Connection(HttpToolsProtocol):
         self._late.cancel()
         if self.transport.is_closing():
             return
-        if not (
-            self._in_body and (self._refused or self.cycle.response_started)
-        ):  # else it was refused before its body came
+        replied = self._in_body and (self._refused or self.cycle.response_started)  # a refusal that awaited no body
+        if not replied:
             line = f"HTTP/1.1 {status.value} {status.phrase}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
             self.transport.write(line.encode())
         self.transport.close()

@@ -242,11 +242,11 @@ def test_what_waited_for_the_loop_has_waited_for_its_answer(waited_s: float, sta
 
 def test_what_is_read_in_one_round_of_the_loop_was_there_when_it_began() -> None:
     async def script() -> None:
-        loop, loops_round = asyncio.get_running_loop(), Round()
-        first = loops_round.began_s(loop)
-        assert loops_round.began_s(loop) == first
+        this_round = Round(asyncio.get_running_loop())
+        first = this_round.began_s()
+        assert this_round.began_s() == first
         await asyncio.sleep(0.001)
-        assert loops_round.began_s(loop) > first
+        assert this_round.began_s() > first
 
     asyncio.run(script())
 
