@@ -28,7 +28,8 @@ def exported() -> set[str]:
     """The series that the server can give, those with labels included."""
     metrics = Metrics()
     metrics.serves({"name": "a", "digest": "b"})
-    for counter in (metrics.requests, metrics.refusals, metrics.tokens, metrics.reloads):
+    metrics.tokens_of("x").inc()
+    for counter in (metrics.requests, metrics.refusals, metrics.reloads):
         counter.labels("x").inc()
     return set(re.findall(r"^(hasten_\w+)", metrics.text().decode(), re.MULTILINE))
 
