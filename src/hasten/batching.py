@@ -215,10 +215,10 @@ class Batcher(Generic[Item, Row]):
         just where one more would be late. Where nobody does, they are taken to need nothing.
 
         Args:
-            deadline_s: When it must be answered, on the clock of `perf_counter`.
+            deadline_s: When they must be answered, on the clock of `perf_counter`.
 
         Raises:
-            OverloadedError: It could only be answered late.
+            OverloadedError: They could only be answered late.
         """
         own_s = self._own_s.mean if self._waiting else 0.0
         self._require_in_time(perf_counter() + self.queued_s() + own_s, deadline_s)
