@@ -148,7 +148,9 @@ def _body(schema: dict[str, Any], example: Any = None) -> dict[str, Any]:
 
 
 def _errors(statuses: tuple[int, ...]) -> dict[str, Any]:
-    return {str(status): {"description": ERRORS[status], "content": _body(_ref("Error"))} for status in statuses}
+    content = {"content": _body(_ref("Error"))}
+    told = {status: {} if status == 408 else content for status in statuses}  # 408 is the connection's, without a body
+    return {str(status): {"description": ERRORS[status], **more} for status, more in told.items()}
 
 
 def _classify(
