@@ -9,25 +9,23 @@ Source: Schroeder, Wierman and Harchol-Balter 2006, "Open Versus Closed: A Cauti
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import msgspec
 import numpy as np
+import uvloop
 from numpy.typing import NDArray
 
 from hasten import intervals
 from hasten.errors import MeasurementError, MissingExtraError, UsageError
 from hasten.intervals import Interval
+from hasten.open_loop import Outcome, post_when_due
 
 REFUSED = (429, 503)
-FAILED = 0
-TIMEOUT_S = 30.0
 ALLOWED_MISSES = 0.01  # what a p99 allows
 DECIDING = 381  # requests; with fewer, not even none missed shows a p99 (Wilson's interval)
 PRECISION = 0.05  # of the rate that is looked for
@@ -143,54 +141,20 @@ def offer(url: str, texts: Sequence[str], options: LoadOptions) -> Load:
 
     Raises:
         MeasurementError: No request was answered or refused at all.
-        MissingExtraError: aiohttp is not installed.
+        UsageError: `url` is not that of a server.
     """
     order = np.random.default_rng(options.seed + 1).integers(0, len(texts), len(due := due_times(options)))
     bodies = [msgspec.json.encode({"inputs": texts[row]}) for row in order]
-    found = asyncio.run(_offer(f"{url.rstrip('/')}/predict", bodies, due, options))
-    load = _sorted_out(found, options)
+    headers = {"content-type": "application/json", "x-hasten-deadline-ms": f"{options.p99_ms:g}"}
+    sending = post_when_due(f"{url.rstrip('/')}/predict", bodies, due.tolist(), headers)
+    load = _sorted_out(uvloop.run(sending), options)
     if not load.latencies_ms and not load.refused_ms:
         statuses = ", ".join(map(str, sorted(load.errors)))
         raise MeasurementError(f"{url}: none of {load.offered} requests was answered (status {statuses}); is it up?")
     return load
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outcome:
-    status: int
-    sent_ms: float
-    ended_ms: float
-
-
-async def _offer(url: str, bodies: Sequence[bytes], due: NDArray[np.float64], options: LoadOptions) -> list[_Outcome]:
-    try:
-        import aiohttp
-    except ImportError as error:
-        raise MissingExtraError("aiohttp", "bench") from error
-    headers = {"content-type": "application/json", "x-hasten-deadline-ms": f"{options.p99_ms:g}"}
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout) as session:
-
-        async def ask(body: bytes, due_s: float) -> _Outcome:
-            await asyncio.sleep(start_s + due_s - perf_counter())
-            sent_s, status = perf_counter(), FAILED
-            try:
-                async with session.post(url, data=body) as reply:
-                    await reply.read()
-                    status = reply.status
-            except (aiohttp.ClientError, TimeoutError, OSError):
-                pass
-            return _Outcome(
-                status=status, sent_ms=1e3 * (sent_s - start_s - due_s),
-                ended_ms=1e3 * (perf_counter() - start_s - due_s),
-            )  # fmt: skip
-
-        start_s = perf_counter() + 0.1
-        return await asyncio.gather(*(ask(body, float(at)) for body, at in zip(bodies, due, strict=True)))
-
-
-def _sorted_out(found: Sequence[_Outcome], options: LoadOptions) -> Load:
+def _sorted_out(found: Sequence[Outcome], options: LoadOptions) -> Load:
     errors: dict[int, int] = {}
     for outcome in found:
         if outcome.status != 200 and outcome.status not in REFUSED:
@@ -199,10 +163,10 @@ def _sorted_out(found: Sequence[_Outcome], options: LoadOptions) -> Load:
         rate=options.rate,
         seconds=options.seconds,
         p99_ms=options.p99_ms,
-        latencies_ms=tuple(outcome.ended_ms for outcome in found if outcome.status == 200),
-        refused_ms=tuple(outcome.ended_ms for outcome in found if outcome.status in REFUSED),
+        latencies_ms=tuple(1e3 * outcome.ended_s for outcome in found if outcome.status == 200),
+        refused_ms=tuple(1e3 * outcome.ended_s for outcome in found if outcome.status in REFUSED),
         errors=errors,
-        send_delays_ms=tuple(outcome.sent_ms for outcome in found),
+        send_delays_ms=tuple(1e3 * outcome.sent_s for outcome in found),
     )
 
 
