@@ -57,7 +57,8 @@ async def post_when_due(
     """
     target = _target(parts := urlsplit(url))
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    line = f"POST {parts.path or '/'} HTTP/1.1\r\nhost: {parts.netloc.rpartition('@')[2]}\r\n{head}content-length: "
+    asked = parts._replace(scheme="", netloc="", fragment="", path=parts.path or "/").geturl()
+    line = f"POST {asked} HTTP/1.1\r\nhost: {parts.netloc.rpartition('@')[2]}\r\n{head}content-length: "
     sender = _Sender(target, [line.encode() + b"%d\r\n\r\n%b" % (len(body), body) for body in bodies], due_s)
     try:
         async with asyncio.timeout(LEAD_S + due_s[-1] + TIMEOUT_S):

@@ -110,6 +110,14 @@ def test_a_reply_may_come_in_pieces_and_in_chunks() -> None:
     assert {outcome.status for outcome in asked(answers, [b"{}"] * 3, [0.0, 0.1, 0.2])} == {200}
 
 
+def test_a_path_is_asked_with_its_query() -> None:
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head, _ = await read_request(reader)
+        writer.write(OK if head.startswith(b"POST /a/b?for=/predict HTTP/1.1\r\n") else b"HTTP/1.1 404 No\r\n\r\n")
+
+    assert [outcome.status for outcome in asked(answers, [b"{}"], [0.0], "/a/b?for=/predict#c")] == [200]
+
+
 @pytest.mark.parametrize("reply", [b"", b"nonsense\r\n\r\n", OK[:-1], b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n"])
 def test_what_has_no_reply_has_failed(reply: bytes) -> None:
     async def leaves(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -136,7 +144,7 @@ def test_where_nobody_listens_all_fail() -> None:
     assert [outcome.status for outcome in found] == [FAILED, FAILED]
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://a", "http://", "http://a:b", "http://a:99999", "/predict"])
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://a", "http://", "http://a:b", "http://a:99999", "/a"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="is not where a server is"):
         asyncio.run(post_when_due(url, [b"{}"], [0.0], {}))
