@@ -13,7 +13,8 @@ first; in the last one, multiples of that rate too. Once it answers in time less
 offered no larger one, since what is left over would spoil that. What was refused counts as missed, and a rate holds
 where the median over rounds of the share missed is at most 1 %: a machine that stalls now and then would else decide.
 Highest is the largest share up to which all hold. What the generator adds is its latency against a server on core 0
-that does nothing. Access logs are off.
+that does nothing. What no server can pass is told by a simulated queue before the bare runtime: it serves in order, in
+the times that the runtime took in the loop, and reading, queueing and replying cost nothing. Access logs are off.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ MULTIPLES = (2.0, 5.0)
 SHOWN = (0.2, 0.5, 0.8)
 LOST = 0.5
 START_S = 120.0
+SIMULATED = 200_000
 BATCH = 8
 
 
@@ -269,6 +271,27 @@ def highest(loads: list[dict[str, Any]]) -> float | None:
     return held
 
 
+def queue_alone(taken_s: Sequence[float], share: float, p99_ms: float) -> float:
+    """Share of requests that a queue before the bare runtime answers late.
+
+    Args:
+        taken_s: Seconds that the runtime took for each of some texts.
+        share: Of the rate that these come to.
+        p99_ms: Within which an answer is good.
+
+    Returns:
+        0 to 1, by Lindley's recursion over Poisson arrivals.
+    """
+    generator = np.random.default_rng(0)
+    served_s = generator.choice(np.asarray(taken_s), SIMULATED)
+    gaps_s = generator.exponential(float(np.mean(taken_s)) / share, SIMULATED)
+    free_s, late = 0.0, 0
+    for gap, own in zip(gaps_s, served_s, strict=True):
+        free_s = max(0.0, free_s - gap) + own
+        late += free_s > p99_ms / 1000
+    return late / SIMULATED
+
+
 def main(
     folders: Annotated[list[Path], typer.Argument(help="Variant folders.")],
     texts: Annotated[str, typer.Option()],
@@ -302,6 +325,7 @@ def main(
             "parameters": variant.manifest.parameters.total, "bare_texts_per_s": round(capacity, 1),
             "bare_p50_ms": round(1e3 * float(np.median(taken_s)), 3),
             "generator_p50_ms": generator_p50_ms(trial),
+            "queue_alone_missed": {f"{share:g}": round(queue_alone(taken_s, share, p99_ms), 4) for share in SHARES},
             "servers": compared(variant, servers, pythons, trial, rounds, log),
         })  # fmt: skip
     versions = {peer: (HERE / "servers" / f"{peer}.txt").read_text(encoding="utf-8").split() for peer in sorted(peers)}
@@ -313,6 +337,12 @@ def main(
     print(table)
 
 
+def queue_holds(missed_by_share: dict[str, float]) -> str:
+    """The largest share up to which a queue alone holds."""
+    held = [share for share, missed in missed_by_share.items() if missed <= ALLOWED_MISSES]
+    return held[-1] if held else "none"
+
+
 def markdown(results: list[dict[str, Any]]) -> str:
     """The tables."""
     lines = list[str]()
@@ -321,7 +351,8 @@ def markdown(results: list[dict[str, Any]]) -> str:
             f"## {result['variant']}",
             "",
             f"The bare runtime: {result['bare_texts_per_s']} texts/s, {result['bare_p50_ms']} ms at the median. "
-            f"The generator adds {result['generator_p50_ms']} ms.",
+            f"The generator adds {result['generator_p50_ms']} ms. A queue before the bare runtime, in which nothing "
+            f"else costs anything, holds {queue_holds(result['queue_alone_missed'])} of that rate.",
             "",
         ]
         heads = [f"p50 / p99 at {share:.0%}" for share in SHOWN] + [f"goodput at {many:g}×" for many in MULTIPLES]
