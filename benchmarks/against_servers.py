@@ -13,8 +13,9 @@ first; in the last one, multiples of that rate too. Once it answers in time less
 offered no larger one, since what is left over would spoil that. What was refused counts as missed, and a rate holds
 where the median over rounds of the share missed is at most 1 %: a machine that stalls now and then would else decide.
 Highest is the largest share up to which all hold. What the generator adds is its latency against a server on core 0
-that does nothing. What no server can pass is told by a simulated queue before the bare runtime: it serves in order, in
-the times that the runtime took in the loop, and reading, queueing and replying cost nothing. Access logs are off.
+that does nothing. What the queue alone costs is told by a simulated one before the bare runtime: first come, first
+served, nothing refused and nothing batched, in the times that the runtime took in the loop, while reading and replying
+cost nothing. Access logs are off.
 """
 
 from __future__ import annotations

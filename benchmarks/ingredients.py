@@ -37,6 +37,7 @@ from hasten.training_plan import (
     RESERVE,
     SAMPLE_TEXTS,
     Speeds,
+    TrainingPlan,
     measured_speeds,
     plan_training,
     seconds_a_text,
@@ -86,17 +87,22 @@ ARMS = (
 
 
 class Study:
-    """All arms, in one folder.
+    """All arms of students of one shape, in one folder.
 
     Args:
         teacher: What `teachers.py` made.
         shop: Where variants are kept.
         minutes: For each student.
         bars: Is told what is done.
+        shape: The students', as `hasten students` names it.
+        learning_rate: Peak of their schedule.
     """
 
-    def __init__(self, teacher: Path, shop: Workshop, minutes: float, bars: Bars) -> None:
-        self.shop, self.minutes, self.bars = shop, minutes, bars
+    def __init__(
+        self, teacher: Path, shop: Workshop, minutes: float, bars: Bars, *, shape: str = SHAPE,
+        learning_rate: float = LEARNING_RATE,
+    ) -> None:  # fmt: skip
+        self.shop, self.minutes, self.bars, self.shape = shop, minutes, bars, shape
         self.threads = ProfileOptions().resolved_threads
         self.torch = open_variant(teacher / "variants" / TASK)
         self.train, self.valid, self.test = (
@@ -108,9 +114,9 @@ class Study:
         source = self.variant("source", lambda out: import_checkpoint(
             packaged_encoder(), out, name="source", new_labels=self.torch.labels, seed=0
         ))  # fmt: skip
-        shape = parse_shapes(SHAPE, shape_of(source))[0]
-        self.start = self.variant("start", lambda out: init_student(source, shape, out, name="start"), source.digest)
-        self.base = DistillOptions(train=TrainOptions(learning_rate=LEARNING_RATE, threads=self.threads))
+        parsed, start = parse_shapes(shape, shape_of(source))[0], f"{shape}-start"
+        self.start = self.variant(start, lambda out: init_student(source, parsed, out, name=start), source.digest)
+        self.base = DistillOptions(train=TrainOptions(learning_rate=learning_rate, threads=self.threads))
         self.speeds, self.guided_s = self.measured()
 
     def variant(self, name: str, build: Callable[[Path], Variant], *key: Any) -> Variant:
@@ -154,8 +160,7 @@ class Study:
         minutes, options, rows = arm.times * self.minutes, self.base, len(self.train)
         seconds, transfer = 60 * minutes * (1 - RESERVE), tuple[str, ...]()
         if arm.widened:
-            plan = plan_training(minutes, self.speeds, labelled=rows)
-            epochs, transfer = plan.epochs, self.more(plan.augment)
+            epochs, transfer = self.plan(minutes).epochs, self.transfer(minutes)
         else:
             left_s = seconds - (rows * self.speeds.answer_s if arm.taught else 0)
             if arm.guide is not None:
@@ -168,7 +173,7 @@ class Study:
             data=self.train, transfer=transfer, teacher=self.teacher if arm.taught else None, guide=self.torch,
             layers=stand_for(self.torch, self.start),
         )  # fmt: skip
-        name = f"{arm.name.replace(', ', '-').replace(' ', '-')}-{seed}"
+        name = f"{self.shape}-{arm.name.replace(', ', '-').replace(' ', '-')}-{seed}"
         self.bars.stage(f"{name}: {epochs:.2f} passes over {rows + len(transfer):,} texts")
         made = self.variant(
             name,
@@ -180,10 +185,15 @@ class Study:
         spent = {"passes": round(epochs, 2), "texts": rows + len(transfer), "guide_passes": options.guide.epochs}
         return made, spent
 
-    def more(self, augment: float) -> tuple[str, ...]:
-        """New texts for the teacher to answer."""
-        options, guarded = TransferOptions(augment=augment), (*self.valid.texts, *self.test.texts)
+    def plan(self, minutes: float) -> TrainingPlan:
+        """How minutes are spent where they may go into new texts."""
+        return plan_training(minutes, self.speeds, labelled=len(self.train))
+
+    def transfer(self, minutes: float) -> tuple[str, ...]:
+        """The new texts of that plan, for the teacher to answer."""
+        options = TransferOptions(augment=self.plan(minutes).augment)
         key = make_key(self.torch.digest, self.train.digest, options)
+        guarded = (*self.valid.texts, *self.test.texts)
         return self.shop.cached(
             "transfer", key, tuple[str, ...],
             lambda: widened(self.torch, self.train.texts, (), guarded, options).texts,

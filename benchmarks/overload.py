@@ -28,7 +28,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from hasten.load import Load, LoadOptions, due_times, offer
+from hasten.load import Load, LoadOptions, asked_rows, due_times, offer
 from hasten.runtime import open_runtime
 from hasten.variant import Variant, open_variant
 from hasten.workload import read_texts
@@ -75,8 +75,10 @@ class Bare:
 
     def when_due(self, options: LoadOptions) -> list[float]:
         """Seconds of each text that is due at a random moment, waiting for the one before left out."""
-        due_s, taken_s, began = due_times(options), list[float](), time.perf_counter()
-        for due, text in zip(due_s, self._texts, strict=False):
+        due_s, taken_s = due_times(options), list[float]()
+        rows = asked_rows(options, len(self._texts), len(due_s))
+        began = time.perf_counter()
+        for due, text in zip(due_s, (self._texts[row] for row in rows), strict=True):
             time.sleep(max(0.0, began + due - time.perf_counter()))
             taken_s.append(self._seconds(text))
         return taken_s

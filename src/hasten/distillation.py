@@ -1,7 +1,8 @@
 """Distillation: a student learns its teacher's answers, and before that, if asked for, looks inside its teacher.
 
 The first stage is `hasten.guidance`'s, over hidden states and relations; the second `hasten.teaching`'s, over answers,
-on the training texts and on a transfer set of texts without labels (`hasten.transfer`).
+on the training texts and on a transfer set of texts without labels (`hasten.transfer`). Where a machine has several
+GPUs, all of them train.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from hasten.golden import finish
 from hasten.guidance import Guide
 from hasten.measurement import library_versions
 from hasten.rounding import rounded_products
-from hasten.teaching import DistillOptions, Lesson, answers_loss, watch_accuracy
+from hasten.several_devices import Order, devices, train_together
+from hasten.teaching import DistillOptions, Lesson, answers_loss, teacher_logits, watch_accuracy
 from hasten.torch_runtime import load_torch_model
-from hasten.torch_training import Progress, TrainingSet, fit
-from hasten.variant import StepRecord, Variant, building, copy_configuration
+from hasten.torch_training import Progress, TrainingSet, device, fit
+from hasten.variant import StepRecord, Variant, building, copy_configuration, open_variant
 
 VERSIONED = ("torch", "transformers")
 
@@ -56,21 +58,39 @@ def distill(
         ArtifactError: The student is no torch variant, teacher and student have different labels, or the student is to
             look inside a teacher that cuts texts into other tokens.
         DataError: There are no texts, or the teacher is worse than always giving the most frequent label.
-        HastenError: The loss is NaN.
+        HastenError: The loss is NaN, or one of the processes of several GPUs ended.
     """
     options = options or DistillOptions()
     if lesson.teacher is None:
         options = replace(options, soft_weight=0.0, guide=replace(options.guide, epochs=0.0))
     _check(student, lesson)
+    if (count := devices()) > 1:
+        if lesson.teacher is not None:  # asked once, and not by every process
+            teacher_logits(lesson.teacher, lesson.texts, work, threads=options.train.threads)
+        order = Order(student=student, out=out, options=options, name=name, lesson=lesson, work=work)
+        train_together(order, count, progress)
+        return open_variant(out)
+    model, facts = teach(student, options, name=name, lesson=lesson, work=work, progress=progress)
+    return keep(model, student, out, options, name=name, lesson=lesson, facts=facts)
+
+
+def teach(
+    student: Variant, options: DistillOptions, *, name: str, lesson: Lesson, work: Path, progress: Progress | None
+) -> tuple[Any, dict[str, Any]]:
+    """Trains in this process, alone or as one of several; arguments and errors as of `distill`.
+
+    Returns:
+        The trained model, and the facts of its step.
+    """
     key = hashlib.sha256(
         msgspec.json.encode([student.digest, *lesson.identity, asdict(options)], order="sorted")
     ).hexdigest()
-    model = load_torch_model(student)
+    model = load_torch_model(student).to(device())
     data = TrainingSet.of(student, model, lesson.texts)
     if options.guide.epochs:
         _look_inside(model, data, lesson, options, work / f"{name}.guide.safetensors", key, progress)
     bits = options.rounding_bits
-    with rounded_products(model, data, weight_bits=bits) if bits else nullcontext():
+    with rounded_products(model.to(device()), data, weight_bits=bits) if bits else nullcontext():
         seen = fit(
             model, data, answers_loss(model, lesson, options, work, threads=options.train.threads), options.train,
             checkpoint=work / f"{name}.checkpoint.safetensors", key=key, progress=progress,
@@ -79,6 +99,14 @@ def distill(
     facts = lesson.facts
     if seen:
         facts["watched_accuracy"] = {str(step): round(share, 4) for step, share in seen}
+    return model, facts
+
+
+def keep(
+    model: Any, student: Variant, out: Path, options: DistillOptions, *, name: str, lesson: Lesson,
+    facts: dict[str, Any],
+) -> Variant:  # fmt: skip
+    """Writes what was trained as a variant; arguments as of `distill` and from `teach`."""
     step = StepRecord(
         name="distill" if lesson.teacher else "train",
         parent=student.digest,

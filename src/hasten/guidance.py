@@ -108,10 +108,11 @@ class Guide:
         """
         import torch
 
-        theirs = self._texts.inputs(rows)
+        where = inputs["attention_mask"].device
+        theirs = self._texts.inputs(rows, where)
         deep = bool(self._options.hidden_weight)
         with torch.no_grad():
-            teacher = self._teacher.to(theirs["input_ids"].device)(**theirs, output_hidden_states=deep)
+            teacher = self._teacher.to(where)(**theirs, output_hidden_states=deep)
         student = self._student(**inputs, output_hidden_states=deep)
         mask = inputs["attention_mask"]
         found = torch.zeros((), device=mask.device)

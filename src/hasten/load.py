@@ -128,6 +128,20 @@ def due_times(options: LoadOptions) -> NDArray[np.float64]:
     return times[: max(1, int(np.searchsorted(times, options.seconds)))]
 
 
+def asked_rows(options: LoadOptions, texts: int, requests: int) -> NDArray[np.int64]:
+    """Which text each request asks, in random order.
+
+    Args:
+        options: Its seed.
+        texts: How many texts there are, at least 1.
+        requests: How many requests.
+
+    Returns:
+        Indices of texts; shape [requests].
+    """
+    return np.random.default_rng(options.seed + 1).integers(0, texts, requests)
+
+
 def offer(url: str, texts: Sequence[str], options: LoadOptions) -> Load:
     """Offers a load to a server and waits for the last answer.
 
@@ -143,8 +157,8 @@ def offer(url: str, texts: Sequence[str], options: LoadOptions) -> Load:
         MeasurementError: No request was answered or refused at all.
         UsageError: `url` is not that of a server.
     """
-    order = np.random.default_rng(options.seed + 1).integers(0, len(texts), len(due := due_times(options)))
-    bodies = [msgspec.json.encode({"inputs": texts[row]}) for row in order]
+    due = due_times(options)
+    bodies = [msgspec.json.encode({"inputs": texts[row]}) for row in asked_rows(options, len(texts), len(due))]
     headers = {"content-type": "application/json", "x-hasten-deadline-ms": f"{options.p99_ms:g}"}
     sending = post_when_due(f"{url.rstrip('/')}/predict", bodies, due.tolist(), headers)
     load = _sorted_out(uvloop.run(sending), options)

@@ -2,7 +2,8 @@
 
 What a client does for one request delays the next, and on a small machine it takes from the server too, so this one
 does little: requests are made beforehand, llhttp (by httptools) reads the replies, and nothing is scheduled for a
-request but where it needs a new connection. Redirects are not followed, and nothing is asked twice.
+request but where it needs a new connection. Redirects are not followed, nothing is asked twice, and a reply must
+tell how long it is.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ async def post_when_due(
     Raises:
         UsageError: The URL has another scheme, no host, or a port that is none.
     """
-    target = _target(parts := urlsplit(url))
+    parts, target = _target(url)
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     asked = parts._replace(scheme="", netloc="", fragment="", path=parts.path or "/").geturl()
     line = f"POST {asked} HTTP/1.1\r\nhost: {parts.netloc.rpartition('@')[2]}\r\n{head}content-length: "
@@ -77,15 +78,16 @@ class _Target:
     secure: bool
 
 
-def _target(parts: SplitResult) -> _Target:
+def _target(url: str) -> tuple[SplitResult, _Target]:
     ports = {"http": 80, "https": 443}
     try:
-        port = parts.port or ports[parts.scheme]
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or ports[parts.scheme]
     except (KeyError, ValueError):
-        port = 0
-    if not port or not parts.hostname:
-        raise UsageError(f"{parts.geturl()!r} is not where a server is; that looks like http://127.0.0.1:8000")
-    return _Target(host=parts.hostname, port=port, secure=parts.scheme == "https")
+        host = None
+    if not host:
+        raise UsageError(f"{url!r} is not where a server is; that looks like http://127.0.0.1:8000")
+    return parts, _Target(host=host, port=port, secure=parts.scheme == "https")
 
 
 class _Connection(asyncio.Protocol):
@@ -117,11 +119,14 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
 
     def on_message_complete(self) -> None:
-        if self._parser.should_keep_alive():
+        status = self._parser.get_status_code()
+        if status < 200:  # more is to come
+            return
+        if self._parser.should_keep_alive() and self._done is not None:
             self._idle.append(self)
         else:
             self.transport.close()
-        self._end(self._parser.get_status_code())
+        self._end(status)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002, asyncio names it
         if self in self._idle:

@@ -12,7 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from hasten.torch_training import TrainingSet
+from hasten.torch_training import TrainingSet, device
 
 IN_A_LAYER = re.compile(r"\.(layers?|albert_layers)\.\d+\.")
 ACTIVATION_STEPS = 255
@@ -66,7 +66,7 @@ def _ranges(model: Any, products: dict[str, Any], data: TrainingSet) -> dict[str
     hooks = [product.register_forward_pre_hook(watch(name)) for name, product in products.items()]
     with torch.inference_mode():
         for row in range(min(CALIBRATION_ROWS, len(data.encodings))):  # alone: padding is no text
-            model(**data.inputs([row]))
+            model(**data.inputs([row], device()))
     for hook in hooks:
         hook.remove()
     return found

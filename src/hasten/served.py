@@ -25,7 +25,7 @@ from hasten.tokenization import Encoding
 from hasten.variant import open_variant
 
 AT_ONCE = 100  # characters: up to there tokenizing takes about what handing it to a thread would add (`tokenize_hop`)
-YIELDING = 5  # steps of niceness: about a third of the loop's share of a core where both want it
+YIELDING = 19  # steps of niceness, all there are: the loop takes little, and must have it at once
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from hasten.files import write_atomically
 from hasten.guidance import GuideOptions
 from hasten.measurement import Quality
 from hasten.runtime import Logits, open_runtime, predict_logits
-from hasten.torch_training import TrainingSet, TrainOptions, Watch
+from hasten.torch_training import TrainingSet, TrainOptions, Watch, device
 from hasten.variant import Variant
 from hasten.workload import Workload
 
@@ -206,7 +206,7 @@ def watch_accuracy(student: Variant, model: Any, watched: Workload | None) -> Wa
         right = 0
         for start in range(0, len(few), TEACHER_BATCH):
             batch = list(rows[start : start + TEACHER_BATCH])
-            answers = model(**texts.inputs(batch)).logits.argmax(-1).tolist()
+            answers = model(**texts.inputs(batch, device())).logits.argmax(-1).tolist()
             right += sum(answer == few.labels[row] for answer, row in zip(answers, batch, strict=True))
         return right / len(few)
 

@@ -1,8 +1,8 @@
 """A training loop that can be killed at any step and goes on to the same weights.
 
 Every random choice is drawn from the seed and the step's number, so a checkpoint is only weights, moments and a step.
-It is one safetensors file, written aside and renamed. A GPU is used where there is one. Non-goals: several GPUs or
-machines, mixed precision.
+It is one safetensors file, written aside and renamed. A GPU is used where there is one, several where this process is
+one of `hasten.peers`, with the same model, texts and options. Non-goals: several machines, mixed precision.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from hasten.errors import ArtifactError, HastenError
 from hasten.files import write_atomically
+from hasten.peers import peers
 from hasten.tokenization import Encoding, TextEncoder, pad_token_id, padded
 from hasten.torch_runtime import model_inputs
 from hasten.variant import Variant
@@ -30,6 +31,7 @@ Progress = Callable[[int, int], None]
 LAYER_NUMBER = re.compile(r"\.layers?\.(\d+)\.")
 BUCKET_BATCHES = 16
 MAX_GRADIENT_NORM = 1.0
+PEER_SEED = 500_009
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +115,12 @@ class TrainingSet:
         """Texts as a variant's tokenizer and model take them."""
         return cls(encodings=TextEncoder(variant)(texts), pad_id=pad_token_id(variant), names=model_inputs(model))
 
-    def inputs(self, rows: Sequence[int]) -> dict[str, Any]:
-        """The padded batch of some rows as torch tensors on the device that trains."""
+    def inputs(self, rows: Sequence[int], where: Any = "cpu") -> dict[str, Any]:
+        """The padded batch of some rows as torch tensors on a device."""
         import torch
 
         batch = padded([self.encodings[row] for row in rows], self.pad_id)
-        return {name: torch.from_numpy(batch[name]).to(device()) for name in self.names}
+        return {name: torch.from_numpy(batch[name]).to(where) for name in self.names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +167,7 @@ def fit(
         watch: What to look at now and then.
 
     Returns:
-        What was seen: steps done and the number.
+        What was seen, by the first process if several train together: steps done and the number.
 
     Raises:
         HastenError: A loss is NaN or infinite.
@@ -178,29 +180,34 @@ def fit(
     steps = batches([len(e) for e in data.encodings], options)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
-    looks = _moments_to_look(len(steps), watch.times) if watch else set[int]()
+    team = peers()
+    looks = _moments_to_look(len(steps), watch.times) if watch and team.leads else set[int]()
     state, saved = _resume(model, optimizer, checkpoint, key), time.monotonic()
+    team.wait()  # the checkpoint is read before one of them writes the next
     if state.step:
         log.info("continuing training at step %d", state.step)
     for step in range(state.step, len(steps)):
         model.train(options.dropout)
-        torch.manual_seed(options.seed * 1_000_003 + step)
+        torch.manual_seed(options.seed * 1_000_003 + step + team.rank * PEER_SEED)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, len(steps), options)
-        value = loss(data.inputs(steps[step]), steps[step])
-        _check_finite(float(value.detach()), step, steps[step])
+        rows, weight = team.share(steps[step])
+        value = loss(data.inputs(rows, device()), rows)
+        _check_finite(float(value.detach()), step, rows)
         optimizer.zero_grad()
-        value.backward()
+        (weight * value).backward()
+        team.average(weights)
         torch.nn.utils.clip_grad_norm_(weights, MAX_GRADIENT_NORM)
         optimizer.step()
         done = step + 1
         if watch is not None and done in looks:
             state = replace(state, seen=[*state.seen, (done, _look(model, watch))])
-        if time.monotonic() - saved > options.checkpoint_s or done == len(steps):
+        if team.leads and (time.monotonic() - saved > options.checkpoint_s or done == len(steps)):
             _save(model, optimizer, checkpoint, key, replace(state, step=done))
             saved = time.monotonic()
         if progress is not None:
             progress(done, len(steps))
+    team.wait()
     model.eval().to("cpu")
     return state.seen
 

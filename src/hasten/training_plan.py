@@ -18,7 +18,7 @@ from hasten.errors import UsageError
 from hasten.runtime import open_runtime
 from hasten.teaching import DistillOptions, Lesson, answers_at_once
 from hasten.torch_runtime import load_torch_model
-from hasten.torch_training import TrainingSet, TrainOptions, batches
+from hasten.torch_training import TrainingSet, TrainOptions, batches, device
 from hasten.variant import Variant
 from hasten.workload import random_rows
 
@@ -171,13 +171,15 @@ def _step_seconds(start: Variant, texts: Sequence[str], options: TrainOptions) -
     import torch
 
     torch.set_num_threads(options.threads)
-    model = load_torch_model(start)
+    model = load_torch_model(start).to(device())
     data = TrainingSet.of(start, model, texts)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
 
     def step(rows: Sequence[int]) -> None:
         optimizer.zero_grad()
-        model(**data.inputs(rows)).logits.square().mean().backward()
+        value = model(**data.inputs(rows, device())).logits.square().mean()
+        float(value.detach())  # waits for the device, as training does
+        value.backward()
         optimizer.step()
 
     lengths = [len(e) for e in data.encodings]

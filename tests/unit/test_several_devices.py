@@ -1,0 +1,143 @@
+"""Several processes train as one does, fail as one does, and end with whoever started them."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import LABELS, labelled_rows, make_checkpoint
+from hasten import distillation
+from hasten.checkpoint import import_checkpoint
+from hasten.distillation import distill
+from hasten.errors import HastenError, UsageError
+from hasten.guidance import GuideOptions
+from hasten.peers import Peers, peers
+from hasten.several_devices import Order, encoded, train_together
+from hasten.teaching import DistillOptions, Lesson
+from hasten.torch_runtime import load_torch_model
+from hasten.torch_training import TrainOptions
+from hasten.variant import Variant
+from hasten.workload import Workload
+
+ROWS = labelled_rows(21, seed=5)
+TEXTS, NAMES = zip(*ROWS, strict=True)
+DATA = Workload(name="train", source="memory", texts=TEXTS, labels=tuple(LABELS.index(name) for name in NAMES))
+TRAIN = TrainOptions(epochs=2, batch=8, learning_rate=1e-3)
+GUIDED = DistillOptions(guide=GuideOptions(epochs=1))
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # processes of their own are what is tested
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Variant:
+    place = tmp_path_factory.mktemp("teacher")
+    return import_checkpoint(str(make_checkpoint(place, seed=1)), place / "torch-fp32")
+
+
+@pytest.fixture(scope="module")
+def bert(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Variant:
+    return import_checkpoint(str(checkpoint("bert")), tmp_path_factory.mktemp("bert") / "torch-fp32")
+
+
+def ordered(bert: Variant, teacher: Variant, place: Path, train: TrainOptions = TRAIN) -> Order:
+    options = DistillOptions(train=train, force=True)
+    lesson = Lesson(data=DATA, transfer=("the food was lovely", "a dull film"), teacher=teacher, watched=DATA)
+    return Order(student=bert, out=place / "out", options=options, name="out", lesson=lesson, work=place / "work")
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40), st.integers(1, 8))
+def test_the_mean_over_all_shares_is_the_mean_over_all_rows(losses: list[float], count: int) -> None:
+    rows, means, seen = list(range(len(losses))), list[float](), list[int]()
+    for rank in range(count):
+        own, weight = Peers(rank, count).share(rows)
+        means.append(weight * float(np.mean([losses[row] for row in own])))
+        seen += own if weight else []
+    assert sorted(seen) == rows
+    assert float(np.mean(means)) == pytest.approx(float(np.mean(losses)), abs=1e-6)
+
+
+def test_alone_one_is_all() -> None:
+    assert peers() == Peers()
+    assert Peers().share([3, 1, 2]) == ([3, 1, 2], 1.0)
+    assert Peers().leads
+
+
+def apart(one: Variant, other: Variant) -> float:
+    """Distance of two variants' weights."""
+    weights = [dict(load_torch_model(variant).named_parameters()) for variant in (one, other)]
+    return sum(float((weights[0][name] - weights[1][name]).square().sum()) for name in weights[0]) ** 0.5
+
+
+@pytest.mark.parametrize(("guide", "most"), [(GuideOptions(), 1e-3), (GuideOptions(epochs=1), 0.1)])
+def test_two_processes_train_what_one_does(
+    bert: Variant, teacher: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guide: GuideOptions, most: float
+) -> None:
+    order = ordered(bert, teacher, tmp_path)
+    options, lesson = replace(order.options, guide=guide), replace(order.lesson, guide=teacher, layers=(0, 1))
+    steps = list[tuple[int, int]]()
+
+    def made(name: str, progress: Callable[[int, int], None] | None = None) -> Variant:
+        return distill(
+            bert, tmp_path / name, options, name="out", lesson=lesson, work=tmp_path / f"{name}-work", progress=progress
+        )
+
+    alone = made("alone")
+    monkeypatch.setattr(distillation, "devices", lambda: 2)
+    together = made("together", lambda done, total: steps.append((done, total)))
+    assert [done for done, total in steps if total == 6] == [1, 2, 3, 4, 5, 6]
+    assert apart(together, alone) < most * apart(alone, bert)  # relations are compared by means over tokens
+    assert together.manifest.step == replace(alone.manifest.step, facts=together.manifest.step.facts)
+    assert not list((tmp_path / "together-work").glob("*order.json"))
+
+
+def test_what_one_of_them_finds_wrong_is_told(bert: Variant, teacher: Variant, tmp_path: Path) -> None:
+    order = ordered(bert, teacher, tmp_path, replace(TRAIN, learning_rate=1e30))
+    with pytest.raises(HastenError, match=r"the loss became nan at step .*lower the learning rate"):
+        train_together(order, 2, None)
+    same_way = replace(order, lesson=replace(order.lesson, guide=None), options=replace(GUIDED, train=TRAIN))
+    with pytest.raises(UsageError, match="its torch variant is needed"):
+        train_together(same_way, 2, None)
+    assert not order.out.exists()
+
+
+def lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE  # nobody may be there to ask how it ended
+    return False
+
+
+def test_they_end_with_whoever_started_them(bert: Variant, teacher: Variant, tmp_path: Path) -> None:
+    order = ordered(bert, teacher, tmp_path, replace(TRAIN, epochs=1e5))
+    code = (
+        "import sys, msgspec; from pathlib import Path; from hasten.several_devices import *\n"
+        "train_together(read_order(Path(sys.argv[1])), 2, lambda done, steps: print(done, flush=True))"
+    )
+    (tmp_path / "order.json").write_bytes(encoded(order))
+    command = [sys.executable, "-c", code, str(tmp_path / "order.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as starter:
+        try:
+            assert starter.stdout is not None
+            assert starter.stdout.readline().strip() == b"1"
+            family = psutil.Process(starter.pid).children(recursive=True)
+        finally:
+            starter.kill()
+    assert len(family) >= 3
+    until_s = time.monotonic() + 30
+    while alive := [process for process in family if lives(process)]:
+        assert time.monotonic() < until_s, alive
+        time.sleep(0.1)
+    assert not order.out.exists()
