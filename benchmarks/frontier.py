@@ -156,9 +156,7 @@ def picture(rows: list[dict[str, Any]], minutes: float) -> str:
                           color="#6b7280")  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}×")
-        axes.set_title(
-            f"SST-2: teacher in INT8, students of {minutes:g} minutes (blue, 95 % intervals); others (grey)"
-        )
+        axes.set_title(f"SST-2: teacher in INT8, students of {minutes:g} minutes (blue, 95 % intervals); others (grey)")
         axes.set_xlabel("speed-up of the median latency over eager PyTorch")
         axes.set_ylabel("share of the teacher's accuracy kept (%)")
         axes.grid(visible=True, which="both", alpha=0.2)

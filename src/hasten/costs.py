@@ -112,6 +112,20 @@ def measure_costs(runtime: Runtime, *, max_tokens: int, max_batch: int, max_padd
     return CostModel(samples)
 
 
+def warm_every_length(runtime: Runtime, *, max_tokens: int) -> None:
+    """Runs a text of each length, for a runtime that compiles what it has not seen.
+
+    Args:
+        runtime: What to run.
+        max_tokens: Longest input.
+    """
+    for words in range(1, max_tokens + 1):
+        row = runtime.encode([" ".join(["a"] * words)])
+        runtime.infer(row)
+        if len(row[0]) >= max_tokens:
+            break
+
+
 def _timed(runtime: Runtime, batch: list[Encoding]) -> list[Sample]:
     """Some runs after one that does not count."""
     runtime.infer(batch)

@@ -77,7 +77,15 @@ def distill(
 def teach(
     student: Variant, options: DistillOptions, *, name: str, lesson: Lesson, work: Path, progress: Progress | None
 ) -> tuple[Any, dict[str, Any]]:
-    """Trains in this process, alone or as one of several; arguments and errors as of `distill`.
+    """Trains in this process, alone or as one of several.
+
+    Args:
+        student: As of `distill`, as are the errors.
+        options: How.
+        name: The new variant's name.
+        lesson: Texts, labels and teacher.
+        work: Folder for the cached logits and the checkpoints.
+        progress: Called with the steps done and the steps in all.
 
     Returns:
         The trained model, and the facts of its step.

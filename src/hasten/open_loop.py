@@ -22,6 +22,7 @@ from hasten.errors import UsageError
 
 FAILED = 0
 LEAD_S, TIMEOUT_S = 0.1, 30.0
+PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +80,14 @@ class _Target:
 
 
 def _target(url: str) -> tuple[SplitResult, _Target]:
-    ports = {"http": 80, "https": 443}
+    wrong = UsageError(f"{url!r} is not where a server is; that looks like http://127.0.0.1:8000")
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or ports[parts.scheme]
-    except (KeyError, ValueError):
-        host = None
+        host, port = parts.hostname, parts.port or PORTS[parts.scheme]
+    except (KeyError, ValueError) as error:
+        raise wrong from error
     if not host:
-        raise UsageError(f"{url!r} is not where a server is; that looks like http://127.0.0.1:8000")
+        raise wrong
     return parts, _Target(host=host, port=port, secure=parts.scheme == "https")
 
 

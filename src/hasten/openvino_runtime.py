@@ -17,6 +17,8 @@ from hasten.variant import Variant
 class OpenVinoRuntime:
     """One compiled model; each thread that calls it has an inference request of its own."""
 
+    compiles_shapes = True
+
     def __init__(self, variant: Variant, *, threads: int, workers: int = 1, profile: bool = False) -> None:
         core = load_openvino().Core()
         settings = cpu_settings(threads=threads, workers=workers) | {"PERF_COUNT": profile}

@@ -69,8 +69,9 @@ class Peers:
 def join() -> None:
     """Joins those that torchrun started this process with; its device becomes the current one."""
     from accelerate import PartialState
+    from torch import cuda
 
-    PartialState()
+    PartialState(cpu=not cuda.is_available())  # else gradients of processes without GPUs would not be averaged
 
 
 def peers() -> Peers:

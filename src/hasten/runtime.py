@@ -31,6 +31,11 @@ class Runtime(Protocol):
         """Label names by id."""
         ...
 
+    @property
+    def compiles_shapes(self) -> bool:
+        """Whether the first inference of each shape (rows, tokens) takes much longer than those after it."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenizes texts, truncated to the model's longest input."""
         ...
@@ -57,10 +62,12 @@ class FakeRuntime:
     Attributes:
         labels: Label names.
         max_tokens: Longest input in bytes.
+        compiles_shapes: As of `Runtime`.
     """
 
     labels: tuple[str, ...] = ("negative", "positive")
     max_tokens: int = 512
+    compiles_shapes: bool = False
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """One token a byte."""
@@ -76,6 +83,8 @@ class FakeRuntime:
 
 class OnnxRuntime:
     """A variant's `model.onnx` in onnxruntime on the CPU."""
+
+    compiles_shapes = False
 
     def __init__(self, variant: Variant, *, threads: int, profile_prefix: Path | None = None) -> None:
         import onnxruntime as ort

@@ -16,7 +16,7 @@ from time import perf_counter
 
 from hasten.asked import RequestError
 from hasten.batching import NEVER, Answer, Batcher, Limits
-from hasten.costs import CostModel, measure_costs
+from hasten.costs import CostModel, measure_costs, warm_every_length
 from hasten.golden import other_machine, replay_golden
 from hasten.runtime import Logits, Runtime, open_runtime
 from hasten.serve_options import ServeOptions
@@ -117,7 +117,9 @@ class Served:
 
     def __init__(self, loaded: Loaded, options: ServeOptions, metrics: Metrics, tokenizers: ThreadPoolExecutor) -> None:
         self.loaded, self._metrics, self._tokenizers = loaded, metrics, tokenizers
-        max_batch = options.max_batch if loaded.batch_invariant else 1  # else logits would depend on batch-mates
+        # One by one where logits would depend on batch-mates, or shapes of batches would be compiled as they come.
+        batches = loaded.batch_invariant and not loaded.runtime.compiles_shapes
+        max_batch = options.max_batch if batches else 1
         self._limits = Limits(
             max_batch=max_batch, max_padded_tokens=options.max_padded_tokens, max_queue=options.max_queue
         )
@@ -134,9 +136,11 @@ class Served:
         )
 
     def _warm_up(self) -> CostModel:
-        limits = self._limits
+        limits, runtime = self._limits, self.loaded.runtime
+        if runtime.compiles_shapes:
+            warm_every_length(runtime, max_tokens=self.loaded.max_tokens)
         return measure_costs(
-            self.loaded.runtime, max_tokens=self.loaded.max_tokens, max_batch=limits.max_batch,
+            runtime, max_tokens=self.loaded.max_tokens, max_batch=limits.max_batch,
             max_padded_tokens=limits.max_padded_tokens,
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Training on all GPUs of a machine: a process for each, started by torchrun, see `hasten.peers`.
 
 What they do is written to a file, and they do it in `hasten.training_worker`; what they say comes as lines of JSON.
-They end when the process that started them does.
+They end when the process that started them does. The tests run it with processes on a CPU.
 """
 
 from __future__ import annotations

@@ -48,6 +48,8 @@ def load_torch_model(variant: Variant, *, attention: str | None = None) -> Any:
 class TorchRuntime:
     """A variant's `model.safetensors` in eager PyTorch."""
 
+    compiles_shapes = False
+
     def __init__(self, variant: Variant, *, threads: int) -> None:
         self.model = load_torch_model(variant)
         import torch

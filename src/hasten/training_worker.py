@@ -44,9 +44,13 @@ def work(path: Path, say: Callable[[Said], object]) -> None:
     order = read_order(path)
     join()
     leads = peers().leads
+
+    def progress(done: int, steps: int) -> None:
+        say(Said(done=done, steps=steps))
+
     model, facts = teach(
         order.student, order.options, name=order.name, lesson=order.lesson, work=order.work,
-        progress=(lambda done, steps: say(Said(done=done, steps=steps))) if leads else None,
+        progress=progress if leads else None,
     )  # fmt: skip
     if leads:
         keep(model, order.student, order.out, order.options, name=order.name, lesson=order.lesson, facts=facts)

@@ -36,6 +36,7 @@ class GatedRuntime:
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
     batches: list[list[str]] = field(default_factory=list)
+    compiles_shapes: bool = False
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         if "unreadable" in texts:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import DIGEST, OPTIONS, GatedRuntime, client_of, expected, live, make_app, open_gate, post, visit
 
-from hasten.runtime import FakeRuntime
+from hasten.runtime import FakeRuntime, Logits
 from hasten.served import AT_ONCE
 from hasten.server import ServeOptions
 from hasten.tokenization import Encoding
@@ -234,3 +234,27 @@ def test_a_long_text_is_tokenized_off_the_event_loop() -> None:
     visit(script, Watched())
     assert threads[0] == threading.current_thread().name
     assert threads[1].startswith("hasten-tokenize")
+
+
+def test_where_shapes_are_compiled_none_is_new_under_traffic() -> None:
+    class Compiling(FakeRuntime):
+        """Words are tokens, between two more."""
+
+        def encode(self, texts: Sequence[str]) -> list[Encoding]:
+            rows = [[0, *(len(word) for word in text.split()), 0] for text in texts]
+            return [Encoding(ids=ids[:512], type_ids=[0] * len(ids[:512])) for ids in rows]
+
+        def infer(self, encodings: Sequence[Encoding]) -> Logits:
+            shapes.append((len(encodings), max(len(encoding) for encoding in encodings)))
+            return super().infer(encodings)
+
+    shapes = list[tuple[int, int]]()
+
+    async def script(client: httpx.AsyncClient) -> None:
+        before = set(shapes)
+        texts = [" ".join(["b"] * words) for words in (1, 2, 3, 50, 509, 510, 900)]
+        asking = [client.post("/predict", json={"inputs": inputs}) for inputs in (*texts, texts)]
+        assert {reply.status_code for reply in await asyncio.gather(*asking)} == {200}
+        assert set(shapes) == before == {(1, tokens) for tokens in range(3, 513)}
+
+    visit(script, Compiling(compiles_shapes=True))

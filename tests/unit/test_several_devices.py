@@ -15,17 +15,17 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from conftest import LABELS, labelled_rows, make_checkpoint
 from hasten import distillation
 from hasten.checkpoint import import_checkpoint
 from hasten.distillation import distill
-from hasten.errors import HastenError, UsageError
+from hasten.errors import UsageError
 from hasten.guidance import GuideOptions
 from hasten.peers import Peers, peers
 from hasten.several_devices import Order, encoded, train_together
 from hasten.teaching import DistillOptions, Lesson
-from hasten.torch_runtime import load_torch_model
 from hasten.torch_training import TrainOptions
 from hasten.variant import Variant
 from hasten.workload import Workload
@@ -76,41 +76,39 @@ def test_alone_one_is_all() -> None:
     assert Peers().leads
 
 
-def apart(one: Variant, other: Variant) -> float:
-    """Distance of two variants' weights."""
-    weights = [dict(load_torch_model(variant).named_parameters()) for variant in (one, other)]
-    return sum(float((weights[0][name] - weights[1][name]).square().sum()) for name in weights[0]) ** 0.5
+def gradient(checkpoint: Path) -> np.ndarray:
+    """That of the only step: AdamW's first moment is a tenth of it."""
+    kept = load_file(checkpoint)
+    return np.concatenate([kept[name].ravel() for name in sorted(kept) if name.startswith("optimizer.exp_avg.")])
 
 
-@pytest.mark.parametrize(("guide", "most"), [(GuideOptions(), 1e-3), (GuideOptions(epochs=1), 0.1)])
-def test_two_processes_train_what_one_does(
+@pytest.mark.parametrize(("guide", "most"), [(GuideOptions(), 1e-4), (GuideOptions(epochs=0.3), 0.2)])
+def test_two_processes_go_the_step_that_one_does(
     bert: Variant, teacher: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guide: GuideOptions, most: float
 ) -> None:
-    order = ordered(bert, teacher, tmp_path)
+    order = ordered(bert, teacher, tmp_path, replace(TRAIN, batch=len(DATA) - 1, epochs=0.3))
     options, lesson = replace(order.options, guide=guide), replace(order.lesson, guide=teacher, layers=(0, 1))
-    steps = list[tuple[int, int]]()
+    steps, stage = list[tuple[int, int]](), "guide" if guide.epochs else "checkpoint"
 
-    def made(name: str, progress: Callable[[int, int], None] | None = None) -> Variant:
-        return distill(
-            bert, tmp_path / name, options, name="out", lesson=lesson, work=tmp_path / f"{name}-work", progress=progress
-        )
+    def made(name: str, progress: Callable[[int, int], None] | None = None) -> tuple[Variant, np.ndarray]:
+        place = tmp_path / f"{name}-work"
+        kept = distill(bert, tmp_path / name, options, name="out", lesson=lesson, work=place, progress=progress)
+        return kept, gradient(place / f"out.{stage}.safetensors")
 
-    alone = made("alone")
+    alone, wanted = made("alone")
     monkeypatch.setattr(distillation, "devices", lambda: 2)
-    together = made("together", lambda done, total: steps.append((done, total)))
-    assert [done for done, total in steps if total == 6] == [1, 2, 3, 4, 5, 6]
-    assert apart(together, alone) < most * apart(alone, bert)  # relations are compared by means over tokens
+    together, found = made("together", lambda done, total: steps.append((done, total)))
+    assert set(steps) == {(1, 1)}
+    # Relations are compared by means over tokens, and so nearly the same; answers by means over texts.
+    assert np.linalg.norm(found - wanted) < most * np.linalg.norm(wanted)
     assert together.manifest.step == replace(alone.manifest.step, facts=together.manifest.step.facts)
     assert not list((tmp_path / "together-work").glob("*order.json"))
 
 
-def test_what_one_of_them_finds_wrong_is_told(bert: Variant, teacher: Variant, tmp_path: Path) -> None:
-    order = ordered(bert, teacher, tmp_path, replace(TRAIN, learning_rate=1e30))
-    with pytest.raises(HastenError, match=r"the loss became nan at step .*lower the learning rate"):
-        train_together(order, 2, None)
-    same_way = replace(order, lesson=replace(order.lesson, guide=None), options=replace(GUIDED, train=TRAIN))
+def test_what_one_of_them_finds_wrong_is_told_as_what_it_is(bert: Variant, teacher: Variant, tmp_path: Path) -> None:
+    order = replace(ordered(bert, teacher, tmp_path), options=GUIDED)
     with pytest.raises(UsageError, match="its torch variant is needed"):
-        train_together(same_way, 2, None)
+        train_together(order, 2, None)
     assert not order.out.exists()
 
 

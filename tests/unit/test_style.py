@@ -38,11 +38,11 @@ HEAVY = {
     "sympy",
     "jinja2",
     "ray",
+    "accelerate",
     "openvino",
     "nncf",
     "sklearn",
     "rapidfuzz",
-    "aiohttp",
     "hdrh",
 }
 NOT_AT_START = {"torch", "transformers", "onnx", "onnxruntime", "scipy", "datasets", "plotly", "tokenizers", "openvino"}
