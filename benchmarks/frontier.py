@@ -84,7 +84,7 @@ def row_of(baseline: Measurement, measured: Measurement, spent: dict[str, float]
     return {
         "variant": measured.variant, "parameters": measured.parameters.total, **spent,
         "p50_ms": round(measured.latency.percentile(50).value, 3), "speedup": asdict(speedup(baseline, measured)),
-        "accuracy": asdict(measured.quality.accuracy),
+        "accuracy": asdict(measured.quality.accuracy()),
         "retained": asdict(measured.quality.retention(baseline.quality)),
     }  # fmt: skip
 

@@ -138,6 +138,7 @@ class Served:
     def _warm_up(self) -> CostModel:
         limits, runtime = self._limits, self.loaded.runtime
         if runtime.compiles_shapes:
+            _log.info("%s: compiling each length up to %d tokens", self.loaded.name, self.loaded.max_tokens)
             warm_every_length(runtime, max_tokens=self.loaded.max_tokens)
         return measure_costs(
             runtime, max_tokens=self.loaded.max_tokens, max_batch=limits.max_batch,
