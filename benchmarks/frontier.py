@@ -155,6 +155,7 @@ def picture(rows: list[dict[str, Any]], minutes: float) -> str:
             axes.annotate(point.name, (point.speedup, 100 * point.retained), (5, -11), textcoords="offset points",
                           color="#6b7280")  # fmt: skip
         axes.set_xscale("log")
+        axes.margins(x=0.1)
         axes.xaxis.set_major_formatter("{x:g}×")
         axes.set_title(f"SST-2: teacher in INT8, students of {minutes:g} minutes (blue, 95 % intervals); others (grey)")
         axes.set_xlabel("speed-up of the median latency over eager PyTorch")
