@@ -1,6 +1,6 @@
 """Accuracy against latency: students of many shapes and the one without layers, of one teacher.
 
-    python benchmarks/frontier.py TEACHER_OUT OUT [--minutes 6] [--shapes 6x384,...] [--name frontier]
+    python benchmarks/frontier.py TEACHER_OUT OUT [--minutes 12] [--shapes 6x384,...] [--name frontier]
 
 TEACHER_OUT is what `teachers.py sst2-mpnet` made. Every student starts from the packaged 6x384 encoder, cut to its
 shape, and has the same minutes, planned as `hasten distill --minutes` plans them: new texts, the teacher's answers,
@@ -91,7 +91,7 @@ def row_of(baseline: Measurement, measured: Measurement, spent: dict[str, float]
 
 def main(
     teacher: Path, out: Path,
-    minutes: Annotated[float, typer.Option(help="For each student, its teacher's answers included.")] = 6.0,
+    minutes: Annotated[float, typer.Option(help="For each student, its teacher's answers included.")] = 12.0,
     shapes: Annotated[str, typer.Option(help="Of the students, separated by commas.")] = SHAPES,
     name: str = "frontier",
 ) -> None:  # fmt: skip

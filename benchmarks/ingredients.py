@@ -1,6 +1,6 @@
 """What each ingredient of distillation adds to a 3x384 student, in the same minutes.
 
-    python benchmarks/ingredients.py TEACHER_OUT OUT [--minutes 8] [--seeds 1]
+    python benchmarks/ingredients.py TEACHER_OUT OUT [--minutes 10] [--seeds 1]
 
 TEACHER_OUT is what `teachers.py sst2-mpnet` made. Every student starts from the packaged 6x384 encoder, cut to three
 layers, and has the same minutes, by speeds measured once: for the teacher's answers, for looking inside the teacher
@@ -214,7 +214,7 @@ def figures(right: Any, teacher: Any) -> dict[str, Any]:
     }
 
 
-def main(teacher: Path, out: Path, minutes: float = 8.0, seeds: int = 1, name: str = "ingredients") -> None:
+def main(teacher: Path, out: Path, minutes: float = 10.0, seeds: int = 1, name: str = "ingredients") -> None:
     """Trains all students, judges them, saves."""
     shop, rows = Workshop(out), list[dict[str, Any]]()
     with shop.held(), Bars() as bars:

@@ -93,7 +93,7 @@ def teach(
     key = hashlib.sha256(
         msgspec.json.encode([student.digest, *lesson.identity, asdict(options)], order="sorted")
     ).hexdigest()
-    model = load_torch_model(student).to(device())
+    model = load_torch_model(student)
     data = TrainingSet.of(student, model, lesson.texts)
     if options.guide.epochs:
         _look_inside(model, data, lesson, options, work / f"{name}.guide.safetensors", key, progress)

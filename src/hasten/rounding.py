@@ -12,7 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from hasten.torch_training import TrainingSet, device
+from hasten.torch_training import TrainingSet
 
 IN_A_LAYER = re.compile(r"\.(layers?|albert_layers)\.\d+\.")
 ACTIVATION_STEPS = 255
@@ -64,9 +64,10 @@ def _ranges(model: Any, products: dict[str, Any], data: TrainingSet) -> dict[str
         return look
 
     hooks = [product.register_forward_pre_hook(watch(name)) for name, product in products.items()]
+    where = next(model.parameters()).device
     with torch.inference_mode():
         for row in range(min(CALIBRATION_ROWS, len(data.encodings))):  # alone: padding is no text
-            model(**data.inputs([row], device()))
+            model(**data.inputs([row], where))
     for hook in hooks:
         hook.remove()
     return found

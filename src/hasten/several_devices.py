@@ -71,13 +71,13 @@ def read_order(path: Path) -> Order:
 
 def _text(value: Any) -> str:
     if not isinstance(value, Path):
-        raise NotImplementedError(type(value))
+        raise NotImplementedError(type(value))  # as msgspec asks of a hook that does not know a type
     return str(value)
 
 
 def _path(kind: type, value: Any) -> Any:
     if kind is not Path:
-        raise NotImplementedError(kind)
+        raise NotImplementedError(kind)  # likewise
     return Path(value)
 
 

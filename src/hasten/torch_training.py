@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 LAYER_NUMBER = re.compile(r"\.layers?\.(\d+)\.")
 BUCKET_BATCHES = 16
 MAX_GRADIENT_NORM = 1.0
-PEER_SEED = 500_009
+PEER_SEED = 500_009  # apart from the steps' seeds, so that processes that train together drop out different neurons
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

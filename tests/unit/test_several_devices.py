@@ -121,7 +121,7 @@ def lives(process: psutil.Process) -> bool:
 def test_they_end_with_whoever_started_them(bert: Variant, teacher: Variant, tmp_path: Path) -> None:
     order = ordered(bert, teacher, tmp_path, replace(TRAIN, epochs=1e5))
     code = (
-        "import sys, msgspec; from pathlib import Path; from hasten.several_devices import *\n"
+        "import sys; from pathlib import Path; from hasten.several_devices import read_order, train_together\n"
         "train_together(read_order(Path(sys.argv[1])), 2, lambda done, steps: print(done, flush=True))"
     )
     (tmp_path / "order.json").write_bytes(encoded(order))
