@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +149,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("data")
     rows = labelled_rows(1200, seed=1)
     return {"train": write_csv(folder / "train.csv", rows[:900]), "test": write_csv(folder / "test.csv", rows[900:])}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def priorities() -> Generator[None]:
+    """Servers in process do not yield to the tests that run beside them, which would keep them waiting."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("hasten.served.YIELDING", 0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,6 @@ from hasten.connection import Round
 from hasten.errors import OverloadedError
 from hasten.runtime import FakeRuntime, Logits
 from hasten.serve_options import ServeOptions
-from hasten.served import YIELDING
 from hasten.tokenization import Encoding
 
 
@@ -297,14 +296,15 @@ def test_who_gives_up_waiting_makes_room_for_others() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities belong to threads on Linux only")
-def test_inference_yields_to_the_event_loop() -> None:
+def test_inference_yields_to_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     class Watched(FakeRuntime):
         def infer(self, encodings: Sequence[Encoding]) -> Logits:
             found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
             return super().infer(encodings)
 
+    monkeypatch.setattr("hasten.served.YIELDING", 7)
     found = list[int]()
     before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     assert post({"inputs": "a"}, runtime=Watched()).status_code == 200
-    assert found[-1] == min(19, before + YIELDING)
+    assert found[-1] == min(19, before + 7)
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
