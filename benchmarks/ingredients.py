@@ -81,8 +81,8 @@ ARMS = (
     Arm(name="answers, relations first", guide=GuideOptions(relation_weight=1.0, hidden_weight=0.0)),
     Arm(name="answers, hidden states first", guide=GuideOptions(relation_weight=0.0, hidden_weight=1.0)),
     Arm(name="answers, more texts", widened=True),
-    Arm(name="answers, four times as long", times=4.0),
     Arm(name="answers, more texts, four times as long", widened=True, times=4.0),
+    Arm(name="answers, four times as long", times=4.0),
 )
 
 

@@ -28,6 +28,11 @@ class RequestError(HTTPException):
         self.kind = kind
 
 
+def too_large(most: int) -> RequestError:
+    """The error of a body above so many bytes, after which the connection is closed."""
+    return RequestError(413, "validation", f"the body is above {most} bytes", {"connection": "close"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """One request.

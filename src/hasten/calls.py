@@ -1,45 +1,86 @@
-"""A request to classify and its reply as ASGI has them, on a way that is as short as it can be.
+"""A request to classify and its reply, whatever brought them: ASGI, or the connection itself.
 
-Routing, a request object, a response object and the handlers round them cost more than a small model's tokenizer does,
-each time with caches that inference has just emptied. `ShortWay` lets the paths that are asked most pass all of it.
+Routing, a request object, a response object, ASGI's messages and the handlers round them cost more than a small model's
+tokenizer does, each time with caches that inference has just emptied. What is asked most is therefore handed from the
+connection to its endpoint; everything else goes through ASGI.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
+T = TypeVar("T")
+RawHeaders = Iterable[tuple[bytes, bytes]]
 
-READ_S, REFUSAL = "hasten_read_s", "hasten_refusal"  # in ASGI's state
+READ_S, SHORT_WAY = "hasten_read_s", "hasten_short_way"  # in ASGI's state
 
 
-class Call:
-    """A request of which only the head was read.
+class Head:
+    """What is known of a request before its body is there.
 
     Attributes:
-        receive: ASGI's, for the body.
-        params: What routing found in the path.
-        read_s: When it was read, by `perf_counter`: when the connection tells, or now.
+        read_s: When it was read, by `perf_counter`.
     """
 
-    __slots__ = ("_headers", "params", "read_s", "receive")
+    __slots__ = ("_headers", "read_s")
 
-    def __init__(self, scope: Message, receive: Receive) -> None:
-        """Takes ASGI's scope and its `receive`."""
-        self._headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.receive = receive
-        self.read_s: float = scope.get("state", {}).get(READ_S) or perf_counter()
-        self.params: Mapping[str, str] = scope.get("path_params", {})
+    def __init__(self, headers: RawHeaders, read_s: float) -> None:
+        """Takes ASGI's headers: names in lower case."""
+        self._headers = dict(headers)
+        self.read_s = read_s
 
     def header(self, name: str) -> str | None:
         """A header by its name in lower case; of several, the last."""
         value = self._headers.get(name.encode())
         return None if value is None else value.decode("latin-1")
+
+
+class Call(Head, ABC):
+    """A request whose body can be asked for.
+
+    Attributes:
+        params: What routing found in the path.
+    """
+
+    __slots__ = ("params",)
+
+    def __init__(self, headers: RawHeaders, read_s: float, params: Mapping[str, str]) -> None:
+        """Takes ASGI's headers, when they were read, and what routing found."""
+        super().__init__(headers, read_s)
+        self.params = params
+
+    @abstractmethod
+    async def body(self, most: int) -> bytes:
+        """The body; to be asked for once.
+
+        Args:
+            most: Largest, in bytes.
+
+        Returns:
+            All of it.
+
+        Raises:
+            RequestError: It is larger (413).
+            ClientDisconnect: The client left before.
+        """
+
+    @abstractmethod
+    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
+        """Does the work, but drops it as soon as the client leaves.
+
+        Args:
+            work: What to do for the request, after its body was read.
+
+        Returns:
+            What the work gives.
+
+        Raises:
+            ClientDisconnect: The client left before; the work was cancelled.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,49 +97,28 @@ class Reply:
     body: bytes
     headers: Mapping[str, str]
 
-    async def send(self, send: Callable[[Message], Awaitable[None]]) -> None:
-        """Sends it; the argument is ASGI's."""
-        await send({"type": "http.response.start", "status": self.status, "headers": self._raw()})
-        await send({"type": "http.response.body", "body": self.body})
-
-    def message(self) -> bytes:
-        """The same as HTTP/1.1 has it on the wire (RFC 9112)."""
-        head = b"".join(b"%b: %b\r\n" % header for header in self._raw())
-        return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (self.status, HTTPStatus(self.status).phrase.encode(), head, self.body)
-
-    def _raw(self) -> list[tuple[bytes, bytes]]:
+    @property
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """All headers, as ASGI has them."""
         headers = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
         return [*headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(self.body))]
 
-
-class Endpoint:
-    """An ASGI app that answers each call with a reply.
-
-    Args:
-        answer: Makes the reply; must not raise.
-    """
-
-    def __init__(self, answer: Callable[[Call], Awaitable[Reply]]) -> None:
-        self._answer = answer
-
-    async def __call__(self, scope: Message, receive: Receive, send: Callable[[Message], Awaitable[None]]) -> None:
-        """Answers one call; the three arguments are ASGI's."""
-        reply = await self._answer(Call(scope, receive))
-        await reply.send(send)
+    def message(self, more: RawHeaders = ()) -> bytes:
+        """The reply as HTTP/1.1 has it on the wire (RFC 9112), with further headers."""
+        head = b"".join(b"%b: %b\r\n" % header for header in (*more, *self.raw_headers))
+        return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (self.status, HTTPStatus(self.status).phrase.encode(), head, self.body)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShortWay:
-    """ASGI middleware that hands some POSTs to their endpoints at once.
+    """What a connection may do itself.
 
-    Args:
-        app: Where everything else goes.
-        endpoints: By path.
+    Attributes:
+        answers: Replies to a POST, by path; must not raise.
+        refusal: The reply to a request for one of these that could only be late; None where it may be in time.
+        most_body: Largest body, in bytes; of a larger one, no more is kept than shows that it is.
     """
 
-    def __init__(self, app: Any, endpoints: Mapping[str, Endpoint]) -> None:
-        self._app, self._endpoints = app, endpoints
-
-    async def __call__(self, scope: Message, receive: Receive, send: Callable[[Message], Awaitable[None]]) -> None:
-        """Answers, or hands on; the three arguments are ASGI's."""
-        short = scope["type"] == "http" and scope["method"] == "POST"
-        await (self._endpoints.get(scope["path"], self._app) if short else self._app)(scope, receive, send)
+    answers: Mapping[bytes, Callable[[Call], Awaitable[Reply]]]
+    refusal: Callable[[Head], Reply | None]
+    most_body: int

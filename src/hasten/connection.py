@@ -1,28 +1,33 @@
-"""uvicorn's connection, with bounds on a request: the bytes of its head, and the seconds that head and body may take.
+"""uvicorn's connection, with bounds on a request, and a way past ASGI for what is asked most.
 
-uvicorn with httptools bounds none of them, so one client could hold a connection for ever, or fill the memory with
-headers.
+uvicorn with httptools bounds neither the bytes of a head nor the seconds that head and body may take, so one client
+could hold a connection for ever, or fill the memory with headers.
 
-Under overload most requests are refused, on the core that inference needs, so what a refusal costs is taken from the
-answers. One that could only be late is refused here, when its head is there, without a task or a message to the app.
-When it was read is told along: what has waited for the loop has waited for its answer.
+Where the app names a short way (`calls.ShortWay`), a POST to one of its paths is answered from here: without a scope to
+route, messages to pass and a task that waits for the client to leave. Under overload most requests are refused, on the
+core that inference needs, so what a refusal costs is taken from the answers: one that could only be late is refused
+when its head is there, without a task. When a request was read is told along: what has waited for the loop has waited
+for its answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from http import HTTPStatus
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
+from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from hasten.calls import READ_S, REFUSAL, Call, Reply
+from hasten.asked import too_large
+from hasten.calls import READ_S, SHORT_WAY, Call, Head, RawHeaders, Reply, ShortWay
+
+T = TypeVar("T")
 
 MOST_HEAD_BYTES = 64 * 1024
 HEAD_S, BODY_S = 10.0, 30.0
-ASKED = (b"/predict", b"/")
 ROUND = "hasten_round"
 
 
@@ -44,8 +49,65 @@ class Round:
         self._began_s = None
 
 
+class DirectCall(Call):
+    """A request that its connection answers, in the place of uvicorn's cycle of request and response.
+
+    Attributes:
+        answer: Makes the reply.
+        most_body: Largest body, in bytes; no more is kept of a larger one than shows that it is.
+        keep_alive: Whether the connection stays open after the reply.
+        response_started: Whether a reply was sent.
+        response_complete: The same: it is sent whole.
+        disconnected: Whether the client left before.
+        message_event: Set when the client leaves; nobody waits for it.
+        content: What has come of the body.
+        task: What answers, once the body is there.
+    """
+
+    __slots__ = (
+        "answer", "content", "disconnected", "keep_alive", "most_body", "response_complete", "response_started", "task"
+    )  # fmt: skip
+    message_event = asyncio.Event()
+
+    def __init__(
+        self, headers: RawHeaders, read_s: float, answer: Callable[[Call], Awaitable[Reply]], *, most_body: int,
+        keep_alive: bool,
+    ) -> None:  # fmt: skip
+        """Takes ASGI's headers, when they were read, and what becomes of them."""
+        super().__init__(headers, read_s, {})
+        self.answer, self.most_body, self.keep_alive = answer, most_body, keep_alive
+        self.response_started = self.response_complete = self.disconnected = False
+        self.content = bytearray()
+        self.task: asyncio.Task[None] | None = None
+
+    async def body(self, most: int) -> bytes:
+        """As `Call.body`; it is there."""
+        if len(self.content) > most:
+            raise too_large(most)
+        return bytes(self.content)
+
+    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
+        """As `Call.unless_gone`; who leaves is told by `leave`."""
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not self.disconnected or self.task is None or self.task.uncancel():
+                raise
+            raise ClientDisconnect from None
+
+    def leave(self) -> None:
+        """The client left: nobody waits for the answer any more."""
+        if not self.response_complete and not self.disconnected:
+            self.disconnected = True
+            if self.task is not None:
+                self.task.cancel()
+
+
 class Connection(HttpToolsProtocol):
     """A connection that is closed with 431 where a head is too large, with 408 where head or body take too long."""
+
+    cycle: Any  # uvicorn's, a `DirectCall`, or None before the first request
+    parser: Any
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Waits for the first head."""
@@ -53,12 +115,15 @@ class Connection(HttpToolsProtocol):
         self._head_bytes: int | None = 0  # None between a head and the next request
         self._in_body = self._refused = False
         self._round: Round = self.app_state.setdefault(ROUND, Round(self.loop))  # one for all connections of a server
-        self._refusal: Callable[[Call], Reply | None] | None = self.app_state.get(REFUSAL)
+        self._short_way: ShortWay | None = self.app_state.get(SHORT_WAY)
+        self._direct: DirectCall | None = None  # the last one, where others wait behind it too
         self._late = self.loop.call_later(HEAD_S, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Waits no more."""
         self._late.cancel()
+        if self._direct is not None:
+            self._direct.leave()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -73,21 +138,31 @@ class Connection(HttpToolsProtocol):
         """A head is there."""
         self._late.cancel()
         self._head_bytes, self._in_body = None, True
-        self._refused = self._refuse_the_late()
-        if not self._refused:
+        self._refused = False
+        if not self._goes_the_short_way():
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """A part of a body, which nobody waits for if it was refused."""
-        if not self._refused:
+        if self._refused:
+            return
+        if not isinstance(call := self.cycle, DirectCall):
             super().on_body(body)
+        elif call.task is None:
+            call.content += body
+            if len(call.content) > call.most_body:
+                self._answer(call)
 
     def on_message_complete(self) -> None:
         """A body is there."""
         self._late.cancel()
         self._in_body = False
-        if not self._refused:
+        if self._refused:
+            return
+        if not isinstance(call := self.cycle, DirectCall):
             super().on_message_complete()
+        elif call.task is None:
+            self._answer(call)
 
     def data_received(self, data: bytes) -> None:
         """Counts what comes of a head that is not complete, and waits for a body that did not come with its head."""
@@ -99,24 +174,46 @@ class Connection(HttpToolsProtocol):
         elif self._in_body and self._late.cancelled() and not self.transport.is_closing():
             self._late = self.loop.call_later(BODY_S, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
 
-    def _refuse_the_late(self) -> bool:
-        """Replies to a request that could only be late, where no other is being answered on this connection."""
-        cycle: Any = self.cycle  # None before the first
-        parser: Any = self.parser
-        free = cycle is None or cycle.response_complete
-        if self._refusal is None or not free or self.url not in ASKED or parser.get_method() != b"POST":
+    def _goes_the_short_way(self) -> bool:
+        """Takes or refuses a request that can be answered from here, where no other is being answered."""
+        way = self._short_way
+        free = (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
+        if way is None or not free or self.url not in way.answers or self.parser.get_method() != b"POST":
             return False
-        if (reply := self._refusal(Call({**self.scope}, _nothing))) is None:
+        read_s = self._round.began_s()
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        if (reply := way.refusal(Head(self.headers, read_s))) is not None:
+            self._refused = True
+            self._send(reply, keep_alive=keep_alive and not self.expect_100_continue)
+            return True
+        if self.expect_100_continue or self.parser.should_upgrade():
             return False
-        self.transport.write(reply.message())
-        self._unset_keepalive_if_required()
-        if self.expect_100_continue or not parser.should_keep_alive():
-            self.transport.close()
-        else:
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+        call = DirectCall(self.headers, read_s, way.answers[self.url], most_body=way.most_body, keep_alive=keep_alive)
+        self.cycle = self._direct = call
         return True
+
+    def _answer(self, call: DirectCall) -> None:
+        call.task = self.loop.create_task(self._answered(call))
+        self.tasks.add(call.task)
+        call.task.add_done_callback(self.tasks.discard)
+
+    async def _answered(self, call: DirectCall) -> None:
+        try:
+            reply = await call.answer(call)
+        except BaseException:
+            self.transport.close()
+            raise
+        if not call.disconnected:
+            call.response_started = call.response_complete = True
+            self._send(reply, keep_alive=call.keep_alive)
+
+    def _send(self, reply: Reply, *, keep_alive: bool) -> None:
+        says_so = reply.headers.get("connection") == "close"
+        closing = [] if keep_alive or says_so else [(b"connection", b"close")]
+        self.transport.write(reply.message([*self.server_state.default_headers, *closing]))
+        if says_so or not keep_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     def _refuse(self, status: HTTPStatus) -> None:
         self._late.cancel()
@@ -127,7 +224,3 @@ class Connection(HttpToolsProtocol):
             line = f"HTTP/1.1 {status.value} {status.phrase}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
             self.transport.write(line.encode())
         self.transport.close()
-
-
-async def _nothing() -> Any:
-    raise RuntimeError("the body of a refused request is not read")

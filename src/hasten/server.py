@@ -46,11 +46,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from hasten import __version__, openapi
+from hasten.asgi_calls import Endpoint
 from hasten.asked import Asked, RequestError
 from hasten.batching import NEVER, Answer
-from hasten.calls import REFUSAL, Call, Endpoint, Reply, ShortWay
+from hasten.calls import SHORT_WAY, Call, Head, Reply, ShortWay
 from hasten.errors import DataError, OverloadedError
-from hasten.incoming import read_body, unless_gone
 from hasten.open_inference import JSON_LENGTH, asked_by_inference, model_metadata
 from hasten.page import page
 from hasten.predict_api import asked_by_question
@@ -97,7 +97,7 @@ class _Service:
             self.ready = True
             observing = asyncio.create_task(self._observe())
             try:
-                yield {} if self._spans else {REFUSAL: self.refusal}  # what the app does not hear of is not traced
+                yield {} if self._spans else {SHORT_WAY: self._short_way()}  # what goes past ASGI is not traced
             finally:
                 self.ready = False
                 observing.cancel()
@@ -106,6 +106,10 @@ class _Service:
                 await self._served.close()
                 if self._spans is not None:
                     await asyncio.to_thread(self._spans.close)
+
+    def _short_way(self) -> ShortWay:
+        answers = {b"/predict": self.predict, b"/": self.predict_nested}
+        return ShortWay(answers=answers, refusal=self.refusal, most_body=self._options.max_body_bytes)
 
     @property
     def _loaded(self) -> Loaded:
@@ -150,6 +154,9 @@ class _Service:
 
         return await self._reply(call, read)
 
+    async def predict_nested(self, call: Call) -> Reply:
+        return await self.predict(call, nested=True)
+
     async def infer(self, call: Call) -> Reply:
         def read(body: bytes, served: Served) -> Asked:
             self._require_named(call.params["name"])
@@ -168,8 +175,8 @@ class _Service:
         self._metrics.seconds["total"].observe(perf_counter() - call.read_s)
         return Reply(status=200, body=body, headers={REQUEST_ID: name[:MOST_ID], **told})
 
-    def refusal(self, call: Call) -> Reply | None:
-        """The reply to a call that could only be late, told by the connection before the app hears of it."""
+    def refusal(self, call: Head) -> Reply | None:
+        """The reply to a call that could only be late, told by the connection before the body is there."""
         if not self.ready:
             return None
         try:
@@ -193,12 +200,10 @@ class _Service:
             raise OverloadedError("not ready: starting or closing", reason="closing")
         deadline_s = call.read_s + self._allowed_s(call.header(DEADLINE))
         self._served.require_time(deadline_s)  # before the body is read, for most of an overload ends here
-        body, served = await read_body(call.receive, self._options.max_body_bytes), self._served
+        body, served = await call.body(self._options.max_body_bytes), self._served
         with served.in_use():
             asked = read(body, served)
-            answers, tokenize_s = await unless_gone(
-                call.receive, served.answer(asked.texts, asked.truncate, deadline_s)
-            )
+            answers, tokenize_s = await call.unless_gone(served.answer(asked.texts, asked.truncate, deadline_s))
         slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
         logits = np.stack([answer.row for answer in answers])
         if not np.isfinite(logits).all():
@@ -244,7 +249,9 @@ class _Service:
                 _log.error("request %.128s: inference failed", name, exc_info=error, extra={"request_id": name})
                 return RequestError(500, "backend", "inference failed; the server's log tells why")
 
-    async def root(self, request: Request) -> Response:
+    async def root(self, request: Request) -> Response | Endpoint:
+        if request.method == "POST":
+            return Endpoint(self.predict_nested)
         if "text/html" in request.headers.get("accept", ""):
             return page()
         about = {"server": f"hasten {__version__}", **self._loaded.identity, "labels": self._loaded.runtime.labels}
@@ -301,11 +308,10 @@ def create_app(
         UsageError: A limit is below 1.
     """
     service = _Service(loaded, options, again, spans)
-    asked = {"/predict": Endpoint(service.predict), "/": Endpoint(partial(service.predict, nested=True))}
     app = Starlette(
         routes=[
-            Route("/", service.root, methods=["GET", "POST"]),  # a POST has gone the short way before
-            Route("/predict", asked["/predict"], methods=["POST"]),
+            Route("/", service.root, methods=["GET", "POST"]),
+            Route("/predict", Endpoint(service.predict), methods=["POST"]),
             Route("/v2", service.server_metadata),
             Route("/v2/health/live", service.live),
             Route("/v2/health/ready", service.health),
@@ -322,7 +328,7 @@ def create_app(
             Route("/metrics", service.metrics),
             *openapi.routes(service.api),
         ],
-        middleware=[*([Middleware(spans.around)] if spans else []), Middleware(ShortWay, endpoints=asked)],
+        middleware=[Middleware(spans.around)] if spans else [],
         exception_handlers={HTTPException: _refusal},
         lifespan=service.lifespan,
     )
@@ -336,7 +342,7 @@ def open_app(folder: Path | str, options: ServeOptions) -> Starlette:
     return create_app(load(folder, options), options, partial(load, folder, options), spans)
 
 
-def _name_of(call: Call) -> str:
+def _name_of(call: Head) -> str:
     return call.header(REQUEST_ID) or f"{getrandbits(64):016x}"
 
 
