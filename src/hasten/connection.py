@@ -116,14 +116,13 @@ class Connection(HttpToolsProtocol):
         self._in_body = self._refused = False
         self._round: Round = self.app_state.setdefault(ROUND, Round(self.loop))  # one for all connections of a server
         self._short_way: ShortWay | None = self.app_state.get(SHORT_WAY)
-        self._direct: DirectCall | None = None  # the last one, where others wait behind it too
         self._late = self.loop.call_later(HEAD_S, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Waits no more."""
         self._late.cancel()
-        if self._direct is not None:
-            self._direct.leave()
+        if isinstance(self.cycle, DirectCall):
+            self.cycle.leave()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -188,8 +187,9 @@ class Connection(HttpToolsProtocol):
             return True
         if self.expect_100_continue or self.parser.should_upgrade():
             return False
-        call = DirectCall(self.headers, read_s, way.answers[self.url], most_body=way.most_body, keep_alive=keep_alive)
-        self.cycle = self._direct = call
+        self.cycle = DirectCall(
+            self.headers, read_s, way.answers[self.url], most_body=way.most_body, keep_alive=keep_alive
+        )
         return True
 
     def _answer(self, call: DirectCall) -> None:
@@ -203,7 +203,7 @@ class Connection(HttpToolsProtocol):
         except BaseException:
             self.transport.close()
             raise
-        if not call.disconnected:
+        if not self.transport.is_closing():
             call.response_started = call.response_complete = True
             self._send(reply, keep_alive=call.keep_alive)
 

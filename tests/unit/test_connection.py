@@ -1,0 +1,119 @@
+"""What goes from a connection to its endpoint, past ASGI, looks the same to a client."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from serving import GatedRuntime, live, make_app
+
+from hasten import server
+from hasten.calls import Call, Reply
+
+LAST = re.compile(rb"\r\nconnection: close\r\n", re.IGNORECASE)
+
+
+def request(text: str, *, version: str = "1.1", path: str = "/predict", more: str = "") -> bytes:
+    body = f'{{"inputs": "{text}"}}'
+    return f"POST {path} HTTP/{version}\r\nhost: x\r\n{more}content-length: {len(body)}\r\n\r\n{body}".encode()
+
+
+@contextmanager
+def connected(url: str) -> Generator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as client:
+        yield client
+
+
+def told(client: socket.socket, replies: int) -> bytes:
+    said = b""
+    while said.count(b"HTTP/1.1 ") < replies or not said.endswith(b"]"):
+        more = client.recv(65536)
+        assert more, said
+        said += more
+    return said
+
+
+@pytest.fixture
+def asgi(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes what goes through ASGI."""
+
+    class Noting(server.Endpoint):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            seen.append(scope["path"])
+            await super().__call__(scope, receive, send)
+
+    seen: list[str] = []
+    monkeypatch.setattr(server, "Endpoint", Noting)
+    return seen
+
+
+def names(said: bytes) -> list[bytes]:
+    return [line.partition(b":")[0] for line in said.partition(b"\r\n\r\n")[0].splitlines()]
+
+
+def test_both_ways_reply_the_same(asgi: list[str]) -> None:
+    with live(make_app()) as url, connected(url) as client:
+        client.sendall(request("fine"))
+        direct = told(client, 1)
+        assert asgi == []
+        client.sendall(request("fine", path="/predict?a=b"))  # a query goes the long way
+        other = told(client, 1)
+        assert asgi == ["/predict"]
+    assert direct.rpartition(b"\r\n")[2] == other.rpartition(b"\r\n")[2]
+    assert names(direct) == names(other)
+    assert b"date" in names(direct)
+
+
+def test_requests_that_do_not_wait_are_answered_in_their_order(asgi: list[str]) -> None:
+    with live(make_app()) as url, connected(url) as client:
+        client.sendall(request("a") + request("bb") + request("ccc", path="/"))
+        said = told(client, 3)
+        assert asgi == ["/predict", "/"]  # only the first found the connection free
+        client.sendall(request("a"))
+        assert told(client, 1).rpartition(b"\r\n")[2] in said
+        assert len(asgi) == 2
+
+
+@pytest.mark.parametrize(("version", "more"), [("1.0", ""), ("1.1", "connection: close\r\n")])
+def test_a_connection_that_is_not_to_be_kept_is_closed(version: str, more: str) -> None:
+    with live(make_app()) as url, connected(url) as client:
+        client.sendall(request("fine", version=version, more=more))
+        said = told(client, 1)
+        assert LAST.search(said)
+        assert client.recv(100) == b""
+
+
+def test_a_server_that_ends_answers_what_it_has_begun() -> None:
+    runtime = GatedRuntime()
+    with connected_to_end(runtime) as (client, end):
+        client.sendall(request("begun"))
+        assert runtime.entered.wait(5)
+        ending = threading.Thread(target=end)
+        ending.start()
+        runtime.gate.set()
+        said = told(client, 1)
+        assert said.startswith(b"HTTP/1.1 200 ")
+        assert client.recv(100) == b""
+        ending.join(10)
+
+
+@contextmanager
+def connected_to_end(runtime: GatedRuntime) -> Generator[tuple[socket.socket, Callable[[], Any]]]:
+    serving = live(make_app(runtime))
+    with connected(serving.__enter__()) as client:
+        yield client, lambda: serving.__exit__(None, None, None)
+
+
+def test_an_endpoint_that_breaks_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def breaks(_service: Any, _call: Call) -> Reply:
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr("hasten.server._Service.predict", breaks)
+    with live(make_app()) as url, connected(url) as client:
+        client.sendall(request("fine"))
+        assert client.recv(100) == b""
