@@ -1,6 +1,6 @@
 """Accuracy against latency: students of many shapes and the one without layers, of one teacher.
 
-    python benchmarks/frontier.py TEACHER_OUT OUT [--minutes 12] [--shapes 6x384,...] [--name frontier]
+    python benchmarks/frontier.py TEACHER_OUT OUT [--minutes 10] [--texts 20000] [--shapes 6x384,...] [--name frontier]
 
 TEACHER_OUT is what `teachers.py sst2-mpnet` made. Every student starts from the packaged 6x384 encoder, cut to its
 shape, and has the same minutes, planned as `hasten distill --minutes` plans them: new texts, the teacher's answers,
@@ -28,14 +28,14 @@ from hasten.profiling import ProfileOptions, profile
 from hasten.progress import Bars
 from hasten.static_student import StaticOptions, train_static
 from hasten.teaching import Lesson
+from hasten.training_plan import WANTED_EPOCHS, plan_training
 from hasten.variant import Variant
 from hasten.workshop import Workshop
-from ingredients import TASK, Arm, Study
+from ingredients import BATCH, LEARNING_RATE, TASK, Arm, Study
 from provenance import HERE, save_result
 
 SHAPES = "6x384,4x384,3x384,2x384,3x256,2x256,3x192,2x128"
-LEARNING_RATE = 4e-4
-ARM = Arm(name="answers, more texts", widened=True)
+ARM = Arm(name="answers, more texts", epochs=WANTED_EPOCHS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,11 @@ PUBLISHED = (
     Point(name="TinyBERT-4", speedup=9.4, retained=92.6 / 93.4, source=TINYBERT),
     Point(name="DistilBERT-4", speedup=3.0, retained=91.4 / 93.4, source=TINYBERT),
 )
+
+
+def new_texts(study: Study, minutes: float) -> tuple[str, ...]:
+    """Those of a study's plan."""
+    return study.transfer(plan_training(minutes, study.speeds, labelled=len(study.train)))
 
 
 def static(study: Study, transfer: tuple[str, ...]) -> Variant:
@@ -91,7 +96,8 @@ def row_of(baseline: Measurement, measured: Measurement, spent: dict[str, float]
 
 def main(
     teacher: Path, out: Path,
-    minutes: Annotated[float, typer.Option(help="For each student, its teacher's answers included.")] = 12.0,
+    minutes: Annotated[float, typer.Option(help="For each student, its teacher's answers included.")] = 10.0,
+    texts: Annotated[int, typer.Option(help="Of the training texts, at random.")] = 20_000,
     shapes: Annotated[str, typer.Option(help="Of the students, separated by commas.")] = SHAPES,
     name: str = "frontier",
 ) -> None:  # fmt: skip
@@ -100,7 +106,7 @@ def main(
     first: Study | None = None
     with shop.held(), Bars() as bars:
         for shape in shapes.split(","):
-            study = Study(teacher, shop, minutes, bars, shape=shape, learning_rate=LEARNING_RATE)
+            study = Study(teacher, shop, minutes, bars, shape=shape, texts=texts)
             first = first or study
             student, how = study.trained(ARM, 0)
             made.append(study.in_int8(student, shape))
@@ -108,7 +114,7 @@ def main(
         if first is None:
             raise typer.BadParameter("no shapes")
         bars.stage("distilling static")
-        made.append(static(first, first.transfer(minutes)))
+        made.append(static(first, new_texts(first, minutes)))
         bars.stage("measuring")
         baseline, *others = profile(
             [first.torch, first.teacher, *made], first.test, ProfileOptions(threads=first.threads), scenario=name,
@@ -116,7 +122,8 @@ def main(
         )  # fmt: skip
     rows = [row_of(baseline, other, spent.get(other.variant, {})) for other in (baseline, *others)]
     save_result(name, {
-        "task": TASK, "minutes": minutes, "learning_rate": LEARNING_RATE, "threads": first.threads, "rows": rows,
+        "task": TASK, "minutes": minutes, "texts": texts, "learning_rate": LEARNING_RATE, "batch": BATCH,
+        "threads": first.threads, "rows": rows,
         "published": [asdict(point) for point in PUBLISHED],
     })  # fmt: skip
     for suffix, content in (("md", table(rows)), ("svg", picture(rows, minutes))):

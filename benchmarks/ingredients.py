@@ -1,10 +1,11 @@
 """What each ingredient of distillation adds to a 3x384 student, in the same minutes.
 
-    python benchmarks/ingredients.py TEACHER_OUT OUT [--minutes 10] [--seeds 1]
+    python benchmarks/ingredients.py TEACHER_OUT OUT [--minutes 8] [--texts 10000] [--seeds 1] [--arms 7]
 
-TEACHER_OUT is what `teachers.py sst2-mpnet` made. Every student starts from the packaged 6x384 encoder, cut to three
-layers, and has the same minutes, by speeds measured once: for the teacher's answers, for looking inside the teacher
-where it does, and for passes over the texts; the last has four times as many. A row is the student in static INT8. The
+TEACHER_OUT is what `teachers.py sst2-mpnet` made; students learn from a random part of its training texts. Every one
+starts from the packaged 6x384 encoder, cut to three layers, and has the same minutes, by speeds measured once: for the
+teacher's answers, for looking inside the teacher where it does, and for passes over the texts; the last ones have three
+times as many, and may be left out. A row is the student in static INT8. The
 validation split is what a choice would be made by; the test data are read once, at the end, and choose nothing.
 Interrupted and started again, it goes on.
 """
@@ -51,7 +52,7 @@ from provenance import HERE, save_result
 from teachers import packaged_encoder
 
 TASK, SHAPE = "sst2-mpnet", "3x384"
-LEARNING_RATE = 2e-4
+LEARNING_RATE, BATCH = 4e-4, 64
 GUIDE_SHARE = 0.4  # of the minutes
 CALIBRATION_TEXTS = 200
 
@@ -64,14 +65,14 @@ class Arm:
         name: What it is called.
         taught: Whether there is a teacher.
         guide: How the student looks inside the teacher first, if it does.
-        widened: Whether minutes go into new texts.
+        epochs: Passes after which further minutes go into new texts; None makes none.
         times: How many times the minutes.
     """
 
     name: str
     taught: bool = True
     guide: GuideOptions | None = None
-    widened: bool = False
+    epochs: float | None = None
     times: float = 1.0
 
 
@@ -80,9 +81,9 @@ ARMS = (
     Arm(name="answers"),
     Arm(name="answers, relations first", guide=GuideOptions(relation_weight=1.0, hidden_weight=0.0)),
     Arm(name="answers, hidden states first", guide=GuideOptions(relation_weight=0.0, hidden_weight=1.0)),
-    Arm(name="answers, more texts", widened=True),
-    Arm(name="answers, more texts, four times as long", widened=True, times=4.0),
-    Arm(name="answers, four times as long", times=4.0),
+    Arm(name="answers, more texts", epochs=3.0),
+    Arm(name="answers, three times as long", times=3.0),
+    Arm(name="answers, more texts, three times as long", epochs=3.0, times=3.0),
 )
 
 
@@ -94,21 +95,21 @@ class Study:
         shop: Where variants are kept.
         minutes: For each student.
         bars: Is told what is done.
+        texts: How many of the training texts students learn from.
         shape: The students', as `hasten students` names it.
-        learning_rate: Peak of their schedule.
     """
 
     def __init__(
-        self, teacher: Path, shop: Workshop, minutes: float, bars: Bars, *, shape: str = SHAPE,
-        learning_rate: float = LEARNING_RATE,
-    ) -> None:  # fmt: skip
+        self, teacher: Path, shop: Workshop, minutes: float, bars: Bars, *, texts: int, shape: str = SHAPE
+    ) -> None:
         self.shop, self.minutes, self.bars, self.shape = shop, minutes, bars, shape
         self.threads = ProfileOptions().resolved_threads
         self.torch = open_variant(teacher / "variants" / TASK)
-        self.train, self.valid, self.test = (
+        everything, self.valid, self.test = (
             read_workload(str(teacher / f"{name}.jsonl"), name=name, labels=self.torch.labels)
             for name in ("train", "valid", "test")
         )
+        self.train = everything.take(random_rows(len(everything), texts, seed=0))
         self.calibration = [self.train.texts[row] for row in random_rows(len(self.train), CALIBRATION_TEXTS, seed=0)]
         self.teacher = self.in_int8(self.torch, "teacher")
         source = self.variant("source", lambda out: import_checkpoint(
@@ -116,7 +117,7 @@ class Study:
         ))  # fmt: skip
         parsed, start = parse_shapes(shape, shape_of(source))[0], f"{shape}-start"
         self.start = self.variant(start, lambda out: init_student(source, parsed, out, name=start), source.digest)
-        self.base = DistillOptions(train=TrainOptions(learning_rate=learning_rate, threads=self.threads))
+        self.base = DistillOptions(train=TrainOptions(learning_rate=LEARNING_RATE, batch=BATCH, threads=self.threads))
         self.speeds, self.guided_s = self.measured()
 
     def variant(self, name: str, build: Callable[[Path], Variant], *key: Any) -> Variant:
@@ -159,8 +160,9 @@ class Study:
         """A student of an arm, and how its minutes were spent."""
         minutes, options, rows = arm.times * self.minutes, self.base, len(self.train)
         seconds, transfer = 60 * minutes * (1 - RESERVE), tuple[str, ...]()
-        if arm.widened:
-            epochs, transfer = self.plan(minutes).epochs, self.transfer(minutes)
+        if arm.epochs is not None:
+            plan = plan_training(minutes, self.speeds, labelled=rows, wanted_epochs=arm.epochs)
+            epochs, transfer = plan.epochs, self.transfer(plan)
         else:
             left_s = seconds - (rows * self.speeds.answer_s if arm.taught else 0)
             if arm.guide is not None:
@@ -185,13 +187,9 @@ class Study:
         spent = {"passes": round(epochs, 2), "texts": rows + len(transfer), "guide_passes": options.guide.epochs}
         return made, spent
 
-    def plan(self, minutes: float) -> TrainingPlan:
-        """How minutes are spent where they may go into new texts."""
-        return plan_training(minutes, self.speeds, labelled=len(self.train))
-
-    def transfer(self, minutes: float) -> tuple[str, ...]:
-        """The new texts of that plan, for the teacher to answer."""
-        options = TransferOptions(augment=self.plan(minutes).augment)
+    def transfer(self, plan: TrainingPlan) -> tuple[str, ...]:
+        """The new texts of a plan, for the teacher to answer."""
+        options = TransferOptions(augment=plan.augment)
         key = make_key(self.torch.digest, self.train.digest, options)
         guarded = (*self.valid.texts, *self.test.texts)
         return self.shop.cached(
@@ -214,12 +212,15 @@ def figures(right: Any, teacher: Any) -> dict[str, Any]:
     }
 
 
-def main(teacher: Path, out: Path, minutes: float = 10.0, seeds: int = 1, name: str = "ingredients") -> None:
+def main(
+    teacher: Path, out: Path, minutes: float = 8.0, texts: int = 10_000, seeds: int = 1, arms: int = len(ARMS),
+    name: str = "ingredients",
+) -> None:  # fmt: skip
     """Trains all students, judges them, saves."""
     shop, rows = Workshop(out), list[dict[str, Any]]()
     with shop.held(), Bars() as bars:
-        study = Study(teacher, shop, minutes, bars)
-        made = [(arm, seed, *study.trained(arm, seed)) for seed in range(seeds) for arm in ARMS]
+        study = Study(teacher, shop, minutes, bars, texts=texts)
+        made = [(arm, seed, *study.trained(arm, seed)) for seed in range(seeds) for arm in ARMS[:arms]]
         served = [study.in_int8(variant, variant.name) for _, _, variant, _ in made]
         bars.stage("judging")
         base = {data.name: study.right(study.teacher, data) for data in (study.valid, study.test)}
@@ -228,7 +229,8 @@ def main(teacher: Path, out: Path, minutes: float = 10.0, seeds: int = 1, name: 
                       for data in (study.valid, study.test)}  # fmt: skip
             rows.append({"arm": arm.name, "seed": seed, "minutes": arm.times * minutes, **spent, **judged})
     save_result(name, {
-        "task": TASK, "shape": SHAPE, "minutes": minutes, "seeds": seeds, "learning_rate": LEARNING_RATE,
+        "task": TASK, "shape": SHAPE, "minutes": minutes, "texts": texts, "seeds": seeds,
+        "learning_rate": LEARNING_RATE, "batch": BATCH,
         "texts_per_s": {"answers": 1 / study.speeds.answer_s, "training": 1 / study.speeds.train_s,
                         "guided": 1 / study.guided_s},
         "teacher": {name: figures(right, right)["accuracy"] for name, right in base.items()}, "rows": rows,

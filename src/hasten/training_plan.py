@@ -94,8 +94,9 @@ def check_minutes(minutes: float | None, *, guided: bool = False) -> None:
 
 
 def plan_training(
-    minutes: float, speeds: Speeds, *, labelled: int, unlabelled: int = 0, answered: int = 0
-) -> TrainingPlan:
+    minutes: float, speeds: Speeds, *, labelled: int, unlabelled: int = 0, answered: int = 0,
+    wanted_epochs: float = WANTED_EPOCHS,
+) -> TrainingPlan:  # fmt: skip
     """Plans passes and texts for a number of minutes.
 
     Args:
@@ -104,6 +105,7 @@ def plan_training(
         labelled: Texts with labels, at least 1.
         unlabelled: The user's texts without.
         answered: How many of all these the teacher has answered before.
+        wanted_epochs: Passes that come before new texts, above 0.
 
     Returns:
         The plan; it takes at most `minutes`.
@@ -114,7 +116,7 @@ def plan_training(
     check_minutes(minutes)
     saved_s, texts = answered * speeds.answer_s, labelled + unlabelled
     seconds = 60 * minutes * (1 - RESERVE) + saved_s
-    each_s = speeds.answer_s + WANTED_EPOCHS * speeds.train_s
+    each_s = speeds.answer_s + wanted_epochs * speeds.train_s
     most = round(MOST_NEW_TEXTS * labelled)
     new = min(most, max(0, math.floor((seconds - texts * each_s) / each_s)))
     left_s = seconds - (texts + new) * speeds.answer_s
