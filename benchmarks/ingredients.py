@@ -81,9 +81,9 @@ ARMS = (
     Arm(name="answers"),
     Arm(name="answers, relations first", guide=GuideOptions(relation_weight=1.0, hidden_weight=0.0)),
     Arm(name="answers, hidden states first", guide=GuideOptions(relation_weight=0.0, hidden_weight=1.0)),
-    Arm(name="answers, more texts", epochs=3.0),
+    Arm(name="answers, more texts", epochs=1.5),
     Arm(name="answers, three times as long", times=3.0),
-    Arm(name="answers, more texts, three times as long", epochs=3.0, times=3.0),
+    Arm(name="answers, more texts, three times as long", epochs=1.5, times=3.0),
 )
 
 
