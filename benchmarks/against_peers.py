@@ -36,13 +36,22 @@ from hasten.workload import Workload, random_rows, read_texts, read_workload
 from hasten.workshop import Workshop, make_key
 from peers import client, measuring
 from peers.environments import PEERS, Row, built
-from peers.measuring import Reference, accuracy, latencies, p50, quality, reference, texts_of, times_faster
+from peers.measuring import (
+    AS_THEY_COME,
+    Reference,
+    accuracy,
+    latencies,
+    p50,
+    quality,
+    reference,
+    texts_of,
+    times_faster,
+)
 from peers.own import Own
 from peers.tables import markdown
 from provenance import save_result
 
 LENGTHS_TOKENS = (16, 32, 64, 128, 256)
-AS_THEY_COME = 0  # in place of a length
 MIXED_TIMES = 5  # as many requests of them as of a length
 
 

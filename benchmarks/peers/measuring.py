@@ -26,6 +26,7 @@ PARITY_BATCH = 8
 FAITHFUL = 1e-3
 COMPANY_TEXTS = 128
 DISTINCT_TEXTS = 50
+AS_THEY_COME = 0  # in place of a length
 
 Samples = dict[str, list[float]]
 
@@ -66,7 +67,8 @@ def latencies(
 ) -> dict[int, Samples]:
     """Milliseconds a text, by length and row, of one launch: all rows' processes started anew.
 
-    Every length goes to the rows in a random order of its own, with a pause before each row's turn.
+    Every length goes to the rows in a random order of its own, with a pause before each row's turn. Texts as they come
+    are all asked once before: a server meets the same lengths again and again, and some runtimes prepare for each.
     """
     generator = np.random.default_rng((options.seed, launch))
     samples: dict[int, Samples] = {}
@@ -77,7 +79,8 @@ def latencies(
             for at in generator.permutation(len(clients)):
                 time.sleep(options.settle_s)
                 client = clients[at]
-                samples[tokens][client.row.name] = client.classify(asked, warmup=options.warmup)["samples_ms"]
+                warmup = len(asked) if tokens == AS_THEY_COME else options.warmup
+                samples[tokens][client.row.name] = client.classify(asked, warmup=warmup)["samples_ms"]
     return samples
 
 

@@ -41,7 +41,7 @@ def _conditions(result: dict[str, Any]) -> str:
         f"{result['architecture']}, {result['parameters'] / 1e6:.1f} M parameters, on {result['host']['cpu']}; "
         f"{result['threads']} threads for every graph; {result['launches']} launches of all graphs, in each "
         f"{result['requests']} requests a length and graph ({result['requests_as_they_come']} of test "
-        "texts as they come), one text at a time, tokenizer included, in random order. "
+        "texts as they come, each asked once before), one text at a time, tokenizer included, in random order. "
         "In brackets: 95 % intervals over launches. "
         f"Accuracy on {result['test_rows']:,} rows."
     )
