@@ -24,6 +24,8 @@ WORKER = Path(__file__).parent / "worker.py"
 class Client:
     """A process that runs one row, in the environment of its peer; also a `hasten.runtime.Runtime`."""
 
+    compiles_shapes = False  # of no matter here: it serves nobody
+
     def __init__(self, row: Row, source: Variant, threads: int) -> None:
         self.row = row
         self.labels = source.labels
