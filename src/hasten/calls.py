@@ -19,39 +19,26 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 READ_S, SHORT_WAY = "hasten_read_s", "hasten_short_way"  # in ASGI's state
 
 
-class Head:
-    """What is known of a request before its body is there.
+class Call(ABC):
+    """A request of which the head is there.
 
     Attributes:
         read_s: When it was read, by `perf_counter`.
+        params: What routing found in the path.
     """
 
-    __slots__ = ("_headers", "read_s")
+    __slots__ = ("_headers", "params", "read_s")
 
-    def __init__(self, headers: RawHeaders, read_s: float) -> None:
-        """Takes ASGI's headers: names in lower case."""
+    def __init__(self, headers: RawHeaders, read_s: float, params: Mapping[str, str]) -> None:
+        """Takes ASGI's headers (names in lower case), when they were read, and what routing found."""
         self._headers = dict(headers)
         self.read_s = read_s
+        self.params = params
 
     def header(self, name: str) -> str | None:
         """A header by its name in lower case; of several, the last."""
         value = self._headers.get(name.encode())
         return None if value is None else value.decode("latin-1")
-
-
-class Call(Head, ABC):
-    """A request whose body can be asked for.
-
-    Attributes:
-        params: What routing found in the path.
-    """
-
-    __slots__ = ("params",)
-
-    def __init__(self, headers: RawHeaders, read_s: float, params: Mapping[str, str]) -> None:
-        """Takes ASGI's headers, when they were read, and what routing found."""
-        super().__init__(headers, read_s)
-        self.params = params
 
     @abstractmethod
     async def body(self, most: int) -> bytes:
@@ -120,5 +107,5 @@ class ShortWay:
     """
 
     answers: Mapping[bytes, Callable[[Call], Awaitable[Reply]]]
-    refusal: Callable[[Head], Reply | None]
+    refusal: Callable[[Call], Reply | None]
     most_body: int

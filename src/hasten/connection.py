@@ -22,13 +22,18 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hasten.asked import too_large
-from hasten.calls import READ_S, SHORT_WAY, Call, Head, RawHeaders, Reply, ShortWay
+from hasten.calls import READ_S, SHORT_WAY, Call, RawHeaders, Reply, ShortWay
 
 T = TypeVar("T")
 
 MOST_HEAD_BYTES = 64 * 1024
+MOST_FRAMING_BYTES = 2 * 1024**2  # of a body: what is not its content, such as sizes of chunks and trailers
 HEAD_S, BODY_S = 10.0, 30.0
 ROUND = "hasten_round"
+FAILED = Reply(
+    status=500, body=b'{"error":"the server failed; its log tells why","error_type":"backend"}',
+    headers={"connection": "close"},
+)  # fmt: skip
 
 
 class Round:
@@ -57,9 +62,9 @@ class DirectCall(Call):
         most_body: Largest body, in bytes; no more is kept of a larger one than shows that it is.
         keep_alive: Whether the connection stays open after the reply.
         response_started: Whether a reply was sent.
-        response_complete: The same: it is sent whole.
+        response_complete: The same: all of it is handed to the transport at once.
         disconnected: Whether the client left before.
-        message_event: Set when the client leaves; nobody waits for it.
+        message_event: Shared, and waited for by nobody; uvicorn sets it when a client leaves.
         content: What has come of the body.
         task: What answers, once the body is there.
     """
@@ -81,30 +86,29 @@ class DirectCall(Call):
         self.task: asyncio.Task[None] | None = None
 
     async def body(self, most: int) -> bytes:
-        """As `Call.body`; it is there."""
+        """As `Call.body`; it is there, or will not come any more."""
+        if self.disconnected:
+            raise ClientDisconnect
         if len(self.content) > most:
             raise too_large(most)
-        return bytes(self.content)
+        content, self.content = bytes(self.content), bytearray()
+        return content
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
         """As `Call.unless_gone`; who leaves is told by `leave`."""
         try:
             return await work
         except asyncio.CancelledError:
-            if not self.disconnected or self.task is None or self.task.uncancel():
+            if not self.disconnected:
                 raise
             raise ClientDisconnect from None
 
-    def leave(self) -> None:
-        """The client left: nobody waits for the answer any more."""
-        if not self.response_complete and not self.disconnected:
-            self.disconnected = True
-            if self.task is not None:
-                self.task.cancel()
-
 
 class Connection(HttpToolsProtocol):
-    """A connection that is closed with 431 where a head is too large, with 408 where head or body take too long."""
+    """A connection that answers what is asked most itself.
+
+    It is closed with 431 where a head is too large, with 408 where head or body take too long.
+    """
 
     cycle: Any  # uvicorn's, a `DirectCall`, or None before the first request
     parser: Any
@@ -114,6 +118,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._head_bytes: int | None = 0  # None between a head and the next request
         self._in_body = self._refused = False
+        self._framing_bytes = 0  # of the body that comes
         self._round: Round = self.app_state.setdefault(ROUND, Round(self.loop))  # one for all connections of a server
         self._short_way: ShortWay | None = self.app_state.get(SHORT_WAY)
         self._late = self.loop.call_later(HEAD_S, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
@@ -121,14 +126,19 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Waits no more."""
         self._late.cancel()
-        if isinstance(self.cycle, DirectCall):
-            self.cycle.leave()
         super().connection_lost(exc)
+        if isinstance(call := self.cycle, DirectCall) and call.disconnected:
+            if call.task is None:
+                self._answer(call)  # counts it
+            else:
+                call.task.cancel()
 
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
-        self.scope["state"] = self.app_state | {READ_S: self._round.began_s()}
+        self._unset_keepalive_if_required()  # a reply to the one before may have set it since these bytes came
+        self._read_s = self._round.began_s()
+        self.scope["state"] = self.app_state | {READ_S: self._read_s}
         if self._head_bytes is None:
             self._head_bytes = 0
             self._late = self.loop.call_later(HEAD_S, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
@@ -137,12 +147,14 @@ class Connection(HttpToolsProtocol):
         """A head is there."""
         self._late.cancel()
         self._head_bytes, self._in_body = None, True
-        self._refused = False
-        if not self._goes_the_short_way():
+        self._framing_bytes = 0
+        self._refused = self.transport.is_closing()
+        if not self._refused and not self._goes_the_short_way():
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """A part of a body, which nobody waits for if it was refused."""
+        self._framing_bytes -= len(body)
         if self._refused:
             return
         if not isinstance(call := self.cycle, DirectCall):
@@ -156,9 +168,9 @@ class Connection(HttpToolsProtocol):
         """A body is there."""
         self._late.cancel()
         self._in_body = False
-        if self._refused:
-            return
-        if not isinstance(call := self.cycle, DirectCall):
+        if self._refused or self.cycle.response_complete:
+            self._rest()
+        elif not isinstance(call := self.cycle, DirectCall):
             super().on_message_complete()
         elif call.task is None:
             self._answer(call)
@@ -167,8 +179,10 @@ class Connection(HttpToolsProtocol):
         """Counts what comes of a head that is not complete, and waits for a body that did not come with its head."""
         if self._head_bytes is not None:
             self._head_bytes += len(data)  # none again where the head ends in it, 0 where the next one begins in it
+        if self._in_body:
+            self._framing_bytes += len(data)
         super().data_received(data)
-        if (self._head_bytes or 0) > MOST_HEAD_BYTES:
+        if (self._head_bytes or 0) > MOST_HEAD_BYTES or (self._in_body and self._framing_bytes > MOST_FRAMING_BYTES):
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         elif self._in_body and self._late.cancelled() and not self.transport.is_closing():
             self._late = self.loop.call_later(BODY_S, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
@@ -179,17 +193,17 @@ class Connection(HttpToolsProtocol):
         free = (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
         if way is None or not free or self.url not in way.answers or self.parser.get_method() != b"POST":
             return False
-        read_s = self._round.began_s()
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        if (reply := way.refusal(Head(self.headers, read_s))) is not None:
+        call = DirectCall(
+            self.headers, self._read_s, way.answers[self.url], most_body=way.most_body, keep_alive=keep_alive
+        )
+        if (reply := way.refusal(call)) is not None:
             self._refused = True
             self._send(reply, keep_alive=keep_alive and not self.expect_100_continue)
             return True
         if self.expect_100_continue or self.parser.should_upgrade():
             return False
-        self.cycle = DirectCall(
-            self.headers, read_s, way.answers[self.url], most_body=way.most_body, keep_alive=keep_alive
-        )
+        self.cycle = call
         return True
 
     def _answer(self, call: DirectCall) -> None:
@@ -200,6 +214,9 @@ class Connection(HttpToolsProtocol):
     async def _answered(self, call: DirectCall) -> None:
         try:
             reply = await call.answer(call)
+        except Exception:  # a mistake of ours: nobody is left waiting for it
+            self.logger.exception("a request could not be answered")
+            reply = FAILED
         except BaseException:
             self.transport.close()
             raise
@@ -215,12 +232,22 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
         self.on_response_complete()
 
+    def _rest(self) -> None:
+        """Waits for the next request, where the reply came before the end of the body."""
+        self._unset_keepalive_if_required()
+        if not self.transport.is_closing():
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
     def _refuse(self, status: HTTPStatus) -> None:
         self._late.cancel()
         if self.transport.is_closing():
             return
-        replied = self._in_body and (self._refused or self.cycle.response_started)  # a refusal that awaited no body
-        if not replied:
+        # In a body, what was refused has its reply; in a head, another may be owed one, which the client would miss.
+        started = self._in_body and (self._refused or self.cycle.response_started)
+        owed = not self._in_body and self.cycle is not None and not self.cycle.response_complete
+        if not started and not owed:
             line = f"HTTP/1.1 {status.value} {status.phrase}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
             self.transport.write(line.encode())
         self.transport.close()

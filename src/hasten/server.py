@@ -49,7 +49,7 @@ from hasten import __version__, openapi
 from hasten.asgi_calls import Endpoint
 from hasten.asked import Asked, RequestError
 from hasten.batching import NEVER, Answer
-from hasten.calls import SHORT_WAY, Call, Head, Reply, ShortWay
+from hasten.calls import SHORT_WAY, Call, Reply, ShortWay
 from hasten.errors import DataError, OverloadedError
 from hasten.open_inference import JSON_LENGTH, asked_by_inference, model_metadata
 from hasten.page import page
@@ -175,7 +175,7 @@ class _Service:
         self._metrics.seconds["total"].observe(perf_counter() - call.read_s)
         return Reply(status=200, body=body, headers={REQUEST_ID: name[:MOST_ID], **told})
 
-    def refusal(self, call: Head) -> Reply | None:
+    def refusal(self, call: Call) -> Reply | None:
         """The reply to a call that could only be late, told by the connection before the body is there."""
         if not self.ready:
             return None
@@ -199,7 +199,7 @@ class _Service:
         if not self.ready:
             raise OverloadedError("not ready: starting or closing", reason="closing")
         deadline_s = call.read_s + self._allowed_s(call.header(DEADLINE))
-        self._served.require_time(deadline_s)  # before the body is read, for most of an overload ends here
+        self._served.require_time(deadline_s)  # through ASGI, before the body is read
         body, served = await call.body(self._options.max_body_bytes), self._served
         with served.in_use():
             asked = read(body, served)
@@ -342,7 +342,7 @@ def open_app(folder: Path | str, options: ServeOptions) -> Starlette:
     return create_app(load(folder, options), options, partial(load, folder, options), spans)
 
 
-def _name_of(call: Head) -> str:
+def _name_of(call: Call) -> str:
     return call.header(REQUEST_ID) or f"{getrandbits(64):016x}"
 
 

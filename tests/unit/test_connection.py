@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from time import perf_counter
+from typing import Any, cast
 
+import httpx
 import pytest
 from serving import GatedRuntime, live, make_app
 
-from hasten import server
+from hasten import connection, server
 from hasten.calls import Call, Reply
 
 LAST = re.compile(rb"\r\nconnection: close\r\n", re.IGNORECASE)
@@ -109,11 +112,77 @@ def connected_to_end(runtime: GatedRuntime) -> Generator[tuple[socket.socket, Ca
         yield client, lambda: serving.__exit__(None, None, None)
 
 
-def test_an_endpoint_that_breaks_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_in_an_answer_is_told_and_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async def breaks(_service: Any, _call: Call) -> Reply:
         raise ValueError("a mistake of ours")
 
     monkeypatch.setattr("hasten.server._Service.predict", breaks)
     with live(make_app()) as url, connected(url) as client:
         client.sendall(request("fine"))
+        said = b"".join(iter(lambda: client.recv(100), b""))
+    assert said.startswith(b"HTTP/1.1 500 ")
+    assert LAST.search(said)
+    assert "a mistake of ours" in caplog.text
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Connections that wait for their next request are closed soon."""
+    made = connection.Connection.connection_made
+
+    def connection_made(self: connection.Connection, transport: Any) -> None:
+        made(self, transport)
+        cast("Any", self).timeout_keep_alive = 0.3
+
+    monkeypatch.setattr(connection.Connection, "connection_made", connection_made)
+    return 0.3
+
+
+LATE = "x-hasten-deadline-ms: 0.0001\r\n"
+
+
+def test_a_refusal_whose_body_comes_later_does_not_keep_the_connection_for_ever(soon: float) -> None:
+    with live(make_app()) as url, connected(url) as client:
+        head, body = request("fine", more=LATE).split(b"\r\n\r\n")
+        client.sendall(head + b"\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 429 ")
+        client.sendall(body)
+        began_s = perf_counter()
         assert client.recv(100) == b""
+        assert perf_counter() - began_s >= soon / 2
+
+
+def test_a_request_right_behind_a_refused_one_has_its_time(soon: float) -> None:
+    runtime = GatedRuntime()
+    with live(make_app(runtime)) as url, connected(url) as client:
+        client.sendall(request("late", more=LATE) + request("fine"))
+        assert runtime.entered.wait(5)
+        time.sleep(2 * soon)
+        runtime.gate.set()
+        said = told(client, 2)
+    assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"429", b"200"]
+
+
+def test_trailers_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MOST_FRAMING_BYTES", 1000)
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    with live(make_app()) as url, connected(url) as client:
+        client.sendall(head)
+        client.sendall(b'f\r\n{"inputs": "a"}\r\n0\r\nx-more: ')
+        with pytest.raises(ConnectionError):
+            for _ in range(5000):
+                client.sendall(b"a" * 1000)
+                time.sleep(0.001)
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted() -> None:
+    with live(make_app()) as url:
+        with connected(url) as client:
+            client.sendall(request("fine")[:-3])
+            time.sleep(0.1)
+        for _ in range(1000):
+            if 'hasten_requests_total{status="499"} 1.0' in httpx.get(f"{url}/metrics", timeout=10).text:
+                return
+    raise AssertionError("not counted")
