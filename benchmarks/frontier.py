@@ -34,7 +34,7 @@ from hasten.workshop import Workshop
 from ingredients import BATCH, LEARNING_RATE, TASK, Arm, Study
 from provenance import HERE, save_result
 
-SHAPES = "6x384,4x384,3x384,2x384,3x256,2x256,3x192,2x128"
+SHAPES = "6x384,4x384,3x384,2x384,3x256,2x128"
 ARM = Arm(name="answers, more texts", epochs=WANTED_EPOCHS)
 
 
