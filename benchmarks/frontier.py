@@ -126,8 +126,8 @@ def main(
         "threads": first.threads, "rows": rows,
         "published": [asdict(point) for point in PUBLISHED],
     })  # fmt: skip
-    for suffix, content in (("md", table(rows)), ("svg", picture(rows, minutes))):
-        (HERE / "results" / f"{name}.{suffix}").write_text(content, encoding="utf-8")
+    (HERE / "results" / f"{name}.md").write_text(table(rows), encoding="utf-8")
+    (HERE.parent / "docs" / "images" / f"{name}.svg").write_text(picture(rows, minutes), encoding="utf-8")
     print(table(rows))
 
 
@@ -151,11 +151,12 @@ def picture(rows: list[dict[str, Any]], minutes: float) -> str:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "frontier", "font.size": 9}):
         figure = Figure(figsize=(9, 5.4), layout="constrained")
         axes = figure.subplots()
-        for row in rows[1:]:
+        for place, row in enumerate(rows[1:]):
             kept, at = row["retained"], row["speedup"]["value"]
             below, above = kept["value"] - kept["lower"], kept["upper"] - kept["value"]
             axes.errorbar(at, 100 * kept["value"], [[100 * below], [100 * above]], fmt="o", color="#2563eb", capsize=2)
-            axes.annotate(row["variant"].removesuffix("-int8"), (at, 100 * kept["value"]), (5, 5),
+            end, offset = ("upper", 4) if place % 2 else ("lower", -11)  # in turn, for neighbours are near
+            axes.annotate(row["variant"].removesuffix("-int8"), (at, 100 * kept[end]), (0, offset), ha="center",
                           textcoords="offset points", color="#1e3a8a")  # fmt: skip
         for point in PUBLISHED:
             axes.plot(point.speedup, 100 * point.retained, "D", color="#9ca3af")
