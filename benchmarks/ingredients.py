@@ -5,9 +5,8 @@
 TEACHER_OUT is what `teachers.py sst2-mpnet` made; students learn from a random part of its training texts. Every one
 starts from the packaged 6x384 encoder, cut to three layers, and has the same minutes, by speeds measured once: for the
 teacher's answers, for looking inside the teacher where it does, and for passes over the texts; the last ones have three
-times as many, and may be left out. A row is the student in static INT8. The
-validation split is what a choice would be made by; the test data are read once, at the end, and choose nothing.
-Interrupted and started again, it goes on.
+times as many, and may be left out. A row is the student in static INT8. The validation split is what a choice would be
+made by; the test data are read once, at the end, and choose nothing. Interrupted and started again, it goes on.
 """
 
 from __future__ import annotations

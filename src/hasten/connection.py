@@ -95,7 +95,7 @@ class DirectCall(Call):
         return content
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
-        """As `Call.unless_gone`; who leaves is told by `leave`."""
+        """As `Call.unless_gone`; the connection cancels the task."""
         try:
             return await work
         except asyncio.CancelledError:
@@ -107,7 +107,8 @@ class DirectCall(Call):
 class Connection(HttpToolsProtocol):
     """A connection that answers what is asked most itself.
 
-    It is closed with 431 where a head is too large, with 408 where head or body take too long.
+    It is closed with 431 where a head, or what a body has beside its content, is too large, with 408 where head or body
+    take too long.
     """
 
     cycle: Any  # uvicorn's, a `DirectCall`, or None before the first request

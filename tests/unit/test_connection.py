@@ -6,8 +6,8 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from typing import Any, cast
 
@@ -93,23 +93,16 @@ def test_a_connection_that_is_not_to_be_kept_is_closed(version: str, more: str) 
 
 def test_a_server_that_ends_answers_what_it_has_begun() -> None:
     runtime = GatedRuntime()
-    with connected_to_end(runtime) as (client, end):
+    with ExitStack() as serving, connected(serving.enter_context(live(make_app(runtime)))) as client:
         client.sendall(request("begun"))
         assert runtime.entered.wait(5)
-        ending = threading.Thread(target=end)
+        ending = threading.Thread(target=serving.close)
         ending.start()
         runtime.gate.set()
         said = told(client, 1)
         assert said.startswith(b"HTTP/1.1 200 ")
         assert client.recv(100) == b""
         ending.join(10)
-
-
-@contextmanager
-def connected_to_end(runtime: GatedRuntime) -> Generator[tuple[socket.socket, Callable[[], Any]]]:
-    serving = live(make_app(runtime))
-    with connected(serving.__enter__()) as client:
-        yield client, lambda: serving.__exit__(None, None, None)
 
 
 def test_a_mistake_in_an_answer_is_told_and_logged(
