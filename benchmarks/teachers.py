@@ -26,10 +26,11 @@ import typer
 
 from hasten.checkpoint import import_checkpoint
 from hasten.distillation import distill
+from hasten.mixed_precision import native_precision
 from hasten.profiling import ProfileOptions
 from hasten.progress import Bars
 from hasten.teaching import DistillOptions, Lesson
-from hasten.torch_training import TrainOptions
+from hasten.torch_training import TrainOptions, device
 from hasten.variant import Variant
 from hasten.workload import Workload, read_workload, without_overlap
 from hasten.workshop import Workshop, make_key
@@ -126,7 +127,8 @@ def clinc150(source: Path) -> Splits:
 def fine_tuned(name: str, splits: Splits, out: Path, encoder: str) -> Variant:
     """The classifier, trained on the labels; from disk if it was made by the same recipe."""
     shop = Workshop(out)
-    train = replace(RECIPES[name], threads=ProfileOptions().resolved_threads)
+    precision = native_precision(device())
+    train = replace(RECIPES[name], threads=ProfileOptions().resolved_threads, precision=precision)
     options, data = DistillOptions(train=train), splits.fine_tuning
     with shop.held(), Bars() as bars:
         bars.stage(f"fine-tuning {name} on {len(data):,} texts")

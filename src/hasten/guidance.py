@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any
 
 from hasten.errors import ArtifactError, UsageError
+from hasten.mixed_precision import products_in
 from hasten.torch_training import TrainingSet
 
 MOST_RELATION_HEADS = 48
@@ -154,7 +155,7 @@ def hidden_loss(student: Sequence[Any], teacher: Sequence[Any], mask: Any) -> An
         A scalar tensor, the mean over layers.
     """
     kept = mask.bool()
-    losses = [((ours - theirs)[kept] ** 2).mean() for ours, theirs in zip(student, teacher, strict=True)]
+    losses = [((ours - theirs).float()[kept] ** 2).mean() for ours, theirs in zip(student, teacher, strict=True)]
     return sum(losses) / len(losses)
 
 
@@ -181,8 +182,9 @@ def relation_loss(teacher: Any, student: Any, mask: Any, heads: int) -> Any:
 def _relations(vectors: Any, mask: Any, heads: int) -> Any:
     """Log-probabilities of each token's relation to the others; shape [batch, heads, tokens, tokens]."""
     batch, tokens, width = vectors.shape
-    cut = vectors.reshape(batch, tokens, heads, width // heads).transpose(1, 2)
-    scores = cut @ cut.transpose(-1, -2) / math.sqrt(width // heads)
+    cut = vectors.float().reshape(batch, tokens, heads, width // heads).transpose(1, 2)
+    with products_in("fp32", vectors.device.type):
+        scores = cut @ cut.transpose(-1, -2) / math.sqrt(width // heads)
     return scores.masked_fill(~mask.bool()[:, None, None, :], -1e4).log_softmax(-1)
 
 

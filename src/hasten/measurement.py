@@ -307,16 +307,21 @@ def this_host() -> Host:
 
     info = _cpuinfo()
     wanted = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
-    flags = set(info.get("flags", info.get("Features", "")).split())
     return Host(
         cpu=info.get("model name", platform.processor() or platform.machine()),
         cores=available_cores(),
-        instructions=tuple(name for name in wanted if name in flags),
+        instructions=tuple(name for name in wanted if name in cpu_flags()),
         memory_bytes=psutil.virtual_memory().total,
         system=platform.platform(),
         python=platform.python_version(),
         versions=library_versions(VERSIONED),
     )
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the CPU can do, by the names that Linux has for it; empty where that is not told."""
+    info = _cpuinfo()
+    return frozenset(info.get("flags", info.get("Features", "")).split())
 
 
 def _cpuinfo() -> dict[str, str]:

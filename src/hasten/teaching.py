@@ -69,6 +69,8 @@ class DistillOptions:
             raise UsageError(f"the soft weight is a share, 0 to 1, not {self.soft_weight}")
         if not self.train.epochs > 0:
             raise UsageError(f"a number of epochs above 0 is needed, not {self.train.epochs:g}")
+        if self.rounding_bits and self.train.precision != "fp32":
+            raise UsageError(f"products that are rounded to integers are trained in fp32, not {self.train.precision}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +180,7 @@ def answers_loss(
     answers = None if soft is None else torch.from_numpy(soft)
 
     def loss(inputs: dict[str, Any], rows: Sequence[int]) -> Any:
-        logits = model(**inputs).logits
+        logits = model(**inputs).logits.float()
         wanted = logits.detach() if answers is None else answers[rows].to(logits.device)
         return distillation_loss(logits, wanted, targets[rows].to(logits.device), options)
 

@@ -2,7 +2,7 @@
 
 Every random choice is drawn from the seed and the step's number, so a checkpoint is only weights, moments and a step.
 It is one safetensors file, written aside and renamed. A GPU is used where there is one, several where this process is
-one of `hasten.peers`, with the same model, texts and options. Non-goals: several machines, mixed precision.
+one of `hasten.peers`, with the same model, texts and options. Non-goal: several machines.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from hasten.errors import ArtifactError, HastenError
 from hasten.files import write_atomically
+from hasten.mixed_precision import Precision, products_in
 from hasten.peers import peers
 from hasten.tokenization import Encoding, TextEncoder, pad_token_id, padded
 from hasten.torch_runtime import model_inputs
@@ -49,6 +50,7 @@ class TrainOptions:
         checkpoint_s: Seconds between checkpoints.
         dropout: Whether the model's dropout is active. A student that follows its teacher's logits does without;
             fine-tuning on few labels wants it.
+        precision: Number format of the model's products; see `hasten.mixed_precision`.
         frozen_layers: How many of the lowest layers, with the embeddings below them, are not trained; 0 trains all.
     """
 
@@ -61,6 +63,7 @@ class TrainOptions:
     threads: int = 1
     checkpoint_s: float = 20.0
     dropout: bool = False
+    precision: Precision = "fp32"
     frozen_layers: int = 0
 
 
@@ -159,7 +162,7 @@ def fit(
     Args:
         model: A torch module; only weights with `requires_grad` are trained.
         data: The tokenized texts.
-        loss: From the inputs and the rows of a step to a scalar tensor.
+        loss: From the inputs and the rows of a step to a scalar tensor; called with the products in the wanted format.
         options: How to train.
         checkpoint: Where to keep the state; an existing one of the same key is continued, and it stays when done.
         key: Identity of everything the result depends on.
@@ -192,7 +195,8 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, len(steps), options)
         rows, weight = team.share(steps[step])
-        value = loss(data.inputs(rows, device()), rows)
+        with products_in(options.precision, device()):
+            value = loss(data.inputs(rows, device()), rows)
         _check_finite(float(value.detach()), step, rows)
         optimizer.zero_grad()
         (weight * value).backward()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from hasten.errors import UsageError
+from hasten.mixed_precision import products_in
 from hasten.runtime import open_runtime
 from hasten.teaching import DistillOptions, Lesson, answers_at_once
 from hasten.torch_runtime import load_torch_model
@@ -179,7 +180,8 @@ def _step_seconds(start: Variant, texts: Sequence[str], options: TrainOptions) -
 
     def step(rows: Sequence[int]) -> None:
         optimizer.zero_grad()
-        value = model(**data.inputs(rows, device())).logits.square().mean()
+        with products_in(options.precision, device()):
+            value = model(**data.inputs(rows, device())).logits.float().square().mean()
         float(value.detach())  # waits for the device, as training does
         value.backward()
         optimizer.step()

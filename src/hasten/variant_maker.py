@@ -171,7 +171,7 @@ class Maker:
         options = replace(
             plain, guide=replace(plain.guide, epochs=0.0),
             rounding_bits=7 if self.searches[quantized].options.reduces_range else 8,
-            train=replace(self._seeded(plain.train), epochs=FINISH_EPOCHS, learning_rate=rate),
+            train=replace(self._seeded(plain.train), epochs=FINISH_EPOCHS, learning_rate=rate, precision="fp32"),
         )  # fmt: skip
         return self._taught(trained, name, self._lesson(trained, teacher, transfer), options)
 
