@@ -23,6 +23,7 @@ from hasten import intervals
 from hasten.checkpoint import import_checkpoint
 from hasten.distillation import distill
 from hasten.guidance import Guide, GuideOptions
+from hasten.mixed_precision import native_precision, products_in
 from hasten.onnx_export import export
 from hasten.profiling import ProfileOptions
 from hasten.progress import Bars
@@ -31,7 +32,7 @@ from hasten.runtime import open_runtime, predict_logits
 from hasten.students import init_student, parse_shapes, shape_of, stand_for
 from hasten.teaching import DistillOptions, Lesson, answers_at_once
 from hasten.torch_runtime import load_torch_model
-from hasten.torch_training import TrainingSet, TrainOptions, batches
+from hasten.torch_training import TrainingSet, TrainOptions, batches, device
 from hasten.training_plan import (
     MOST_EPOCHS,
     RESERVE,
@@ -111,12 +112,17 @@ class Study:
         self.train = everything.take(random_rows(len(everything), texts, seed=0))
         self.calibration = [self.train.texts[row] for row in random_rows(len(self.train), CALIBRATION_TEXTS, seed=0)]
         self.teacher = self.in_int8(self.torch, "teacher")
-        source = self.variant("source", lambda out: import_checkpoint(
+        self.source = self.variant("source", lambda out: import_checkpoint(
             packaged_encoder(), out, name="source", new_labels=self.torch.labels, seed=0
         ))  # fmt: skip
-        parsed, start = parse_shapes(shape, shape_of(source))[0], f"{shape}-start"
-        self.start = self.variant(start, lambda out: init_student(source, parsed, out, name=start), source.digest)
-        self.base = DistillOptions(train=TrainOptions(learning_rate=LEARNING_RATE, batch=BATCH, threads=self.threads))
+        parsed, start = parse_shapes(shape, shape_of(self.source))[0], f"{shape}-start"
+        self.start = self.variant(
+            start, lambda out: init_student(self.source, parsed, out, name=start), self.source.digest
+        )
+        train = TrainOptions(
+            learning_rate=LEARNING_RATE, batch=BATCH, threads=self.threads, precision=native_precision(device())
+        )  # fmt: skip
+        self.base = DistillOptions(train=train)
         self.speeds, self.guided_s = self.measured()
 
     def variant(self, name: str, build: Callable[[Path], Variant], *key: Any) -> Variant:
@@ -148,7 +154,9 @@ class Study:
         guide = Guide(teacher, student, theirs, GuideOptions(), stand_for(self.torch, self.start))
 
         def step(some: Sequence[int]) -> None:
-            guide.loss(ours.inputs(some), some).backward()
+            with products_in(self.base.train.precision, "cpu"):
+                value = guide.loss(ours.inputs(some), some)
+            value.backward()
 
         lengths = [len(e) for e in ours.encodings]
         found = seconds_a_text(step, typical_steps(batches(lengths, replace(self.base.train, epochs=1)), lengths))
@@ -229,7 +237,7 @@ def main(
             rows.append({"arm": arm.name, "seed": seed, "minutes": arm.times * minutes, **spent, **judged})
     save_result(name, {
         "task": TASK, "shape": SHAPE, "minutes": minutes, "texts": texts, "seeds": seeds,
-        "learning_rate": LEARNING_RATE, "batch": BATCH,
+        "learning_rate": LEARNING_RATE, "batch": BATCH, "precision": study.base.train.precision,
         "texts_per_s": {"answers": 1 / study.speeds.answer_s, "training": 1 / study.speeds.train_s,
                         "guided": 1 / study.guided_s},
         "teacher": {name: figures(right, right)["accuracy"] for name, right in base.items()}, "rows": rows,

@@ -21,10 +21,11 @@ import msgspec
 import typer
 
 from hasten.budget import Budget
+from hasten.mixed_precision import native_precision
 from hasten.pipeline import Inputs, OptimizeOptions, optimize
 from hasten.progress import Bars
 from hasten.report_render import render
-from hasten.torch_training import TrainOptions
+from hasten.torch_training import TrainOptions, device
 from provenance import HERE, save_result
 from teachers import packaged_encoder
 
@@ -59,8 +60,9 @@ def main(
         shutil.copyfile(teacher / name, out / name)
     model = os.path.relpath((teacher / "variants" / task).resolve(), out.resolve())
     os.chdir(out)
+    train = TrainOptions(batch=batch, learning_rate=learning_rate, precision=native_precision(device()))
     for budget in goals:
-        one_goal(task, model, budget, minutes, TrainOptions(batch=batch, learning_rate=learning_rate))
+        one_goal(task, model, budget, minutes, train)
 
 
 def one_goal(task: str, model: str, budget: Budget, minutes: float, train: TrainOptions) -> None:
@@ -79,6 +81,7 @@ def one_goal(task: str, model: str, budget: Budget, minutes: float, train: Train
     (HERE / "results" / f"{name}.md").write_text(render(report, "markdown"), encoding="utf-8")
     save_result(name, {
         "minutes": minutes, "seeds": SEEDS, "batch": train.batch, "learning_rate": train.learning_rate,
+        "precision": train.precision,
         "report": msgspec.json.decode(render(report, "json")),
     })  # fmt: skip
     print(render(report, "terminal"))
