@@ -31,7 +31,6 @@ from hasten.cli_options import (
     Epochs,
     Folder,
     Force,
-    Format,
     GuideEpochs,
     Json,
     LabelColumn,
@@ -41,6 +40,7 @@ from hasten.cli_options import (
     Objective,
     Out,
     P99Ms,
+    Products,
     Samples,
     Seed,
     Seeds,
@@ -127,7 +127,7 @@ def optimize(
     label_column: LabelColumn = None,
     epochs: Epochs = TRAIN.epochs,
     learning_rate: LearningRate = TRAIN.learning_rate,
-    precision: Format = "auto",
+    products: Products = None,
     samples: Samples = PROFILE.samples,
     threads: Threads = PROFILE.threads,
     seed: Seed = OPTIMIZE.seed,
@@ -144,7 +144,7 @@ def optimize(
     distill_options = replace(
         DISTILL, objective=one_of("--objective", objective, get_args(Answers)), force=force,
         guide=replace(GUIDE, epochs=guide_epochs, learning_rate=learning_rate),
-        train=replace(TRAIN, epochs=epochs, learning_rate=learning_rate, precision=precision_of(precision)),
+        train=replace(TRAIN, epochs=epochs, learning_rate=learning_rate, precision=precision_of(products)),
     )  # fmt: skip
     options = replace(
         OPTIMIZE, budget=budget, every_step=every_step, strict=strict, shapes=shapes, seed=seed, openvino=openvino,
@@ -247,7 +247,7 @@ def demo(
 
     profile_options = replace(PROFILE, threads=threads)
     budget = Budget(speedup=speedup, retain=retain)
-    distill_options = replace(DISTILL, train=replace(TRAIN, epochs=STUDENT_EPOCHS, precision=precision_of("auto")))
+    distill_options = replace(DISTILL, train=replace(TRAIN, epochs=STUDENT_EPOCHS, precision=precision_of(None)))
     options = replace(
         OPTIMIZE, budget=budget, every_step=True, shapes=SHAPES, openvino=False, simple=False,
         profile=profile_options, distill=distill_options,

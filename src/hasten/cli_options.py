@@ -35,11 +35,9 @@ Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report's JSON to stdout.")]
 Epochs = Annotated[float, typer.Option(help="Passes over the training texts.")]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]
-Format = Annotated[
-    str,
-    typer.Option(
-        "--precision", help="Products in training: 'fp32', 'bf16', or 'auto', bf16 where the hardware has it."
-    ),
+Products = Annotated[
+    str | None,
+    typer.Option("--precision", help="Products in training: 'fp32' or 'bf16'; what the hardware favours if not given."),
 ]
 Unlabelled = Annotated[str | None, typer.Option(help="Texts without labels, for the teacher to answer.")]
 Augment = Annotated[
@@ -83,17 +81,16 @@ def one_of(option: str, text: str, choices: tuple[Any, ...]) -> Any:
     return text
 
 
-def precision_of(text: str) -> Precision:
+def precision_of(text: str | None) -> Precision:
     """The number format that `--precision` asks for.
 
     Args:
-        text: What was given.
+        text: What was given, if anything.
 
     Returns:
-        The format; of `auto` the one that training is fastest in here.
+        The format; the one that training is fastest in here where none was given.
 
     Raises:
         UsageError: It is none.
     """
-    given = one_of("--precision", text, ("auto", *get_args(Precision)))
-    return native_precision(device()) if given == "auto" else given
+    return native_precision(device()) if text is None else one_of("--precision", text, get_args(Precision))

@@ -25,7 +25,6 @@ from hasten.cli_options import (
     Augment,
     Epochs,
     Force,
-    Format,
     GuideEpochs,
     LabelColumn,
     Layers,
@@ -35,6 +34,7 @@ from hasten.cli_options import (
     Objective,
     Out,
     P99Ms,
+    Products,
     Seed,
     Shapes,
     Speedup,
@@ -81,7 +81,7 @@ def distill(
     force: Force = DISTILL.force,
     epochs: Epochs = TRAIN.epochs,
     learning_rate: LearningRate = TRAIN.learning_rate,
-    precision: Format = "auto",
+    products: Products = None,
     threads: Threads = PROFILE.threads,
     seed: Seed = TRAIN.seed,
     name: Name = None,
@@ -95,14 +95,11 @@ def distill(
     from hasten.transfer import widened
 
     check_minutes(minutes, guided=guide_epochs > 0)
-    resolved = replace(PROFILE, threads=threads).resolved_threads
+    how = replace(TRAIN, epochs=epochs, learning_rate=learning_rate, seed=seed, precision=precision_of(products))
     options = DistillOptions(
         objective=one_of("--objective", objective, get_args(Answers)), temperature=temperature, force=force,
         soft_weight=soft_weight, guide=replace(GUIDE, epochs=guide_epochs, learning_rate=learning_rate),
-        train=replace(
-            TRAIN, epochs=epochs, learning_rate=learning_rate, seed=seed, threads=resolved,
-            precision=precision_of(precision),
-        ),
+        train=replace(how, threads=replace(PROFILE, threads=threads).resolved_threads),
     )  # fmt: skip
     wanted = replace(TRANSFER, augment=augment, seed=seed)
     work = out.parent / f".{out.name}.work"  # kept until the student stands whole, to go on after an interruption

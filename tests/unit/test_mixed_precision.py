@@ -134,12 +134,12 @@ def test_bfloat16_is_for_hardware_that_multiplies_it(
     monkeypatch.setattr(mixed_precision, "cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr(cli_options, "device", lambda: "cpu")
     assert native_precision("cpu") == expected
-    assert precision_of("auto") == expected
+    assert precision_of(None) == expected
     assert (precision_of("fp32"), precision_of("bf16")) == ("fp32", "bf16")
 
 
 def test_a_format_that_there_is_none_of_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"--precision is 'auto' or 'fp32' or 'bf16', not 'fp16'"):
+    with pytest.raises(UsageError, match=r"--precision is 'fp32' or 'bf16', not 'fp16'"):
         precision_of("fp16")
 
 
