@@ -3,10 +3,11 @@
     python benchmarks/generators.py VARIANT TEXTS [--envs FOLDER] [--rounds 5] [--seconds 8] [--name generators]
 
 MLPerf's load generator (mlcommons-loadgen, scenario Server) is an open-loop Poisson load as `hasten bench` is; both
-count from when a request was due. Each offers shares of the bare runtime's rate, in each round in a random order; the
-percentiles are medians over rounds, and the ratio is that of the medians. `wrk` (a Debian package) asks in a closed
-loop, over 1, 8 and 64 connections: what comes out is throughput. The server has core 0 and one thread, the generator
-core 1.
+count from when a request was due. Each offers shares of the bare runtime's rate, which is measured before every pair of
+loads, since the machine's own speed comes and goes; the two of a pair follow each other in a random order, and their
+ratio is taken pair by pair. Shown are medians over rounds, and the ratio's 95 % interval by SciPy's bootstrap.
+`wrk` (a Debian package) asks in a closed loop, over 1, 8 and 64 connections: what comes out is throughput, set beside
+that of the bare runtime before and after. The server has core 0 and one thread, the generator core 1.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from scipy import stats
 
 from hasten.load import LoadOptions, offer
 from hasten.variant import open_variant
 from hasten.workload import read_texts
-from overload import LOAD_CORE, SERVER_CORE, bare_seconds, started
+from overload import BARE_S, LOAD_CORE, SERVER_CORE, Bare, started
 from peers.environments import environment
 from provenance import HERE, save_result
 
@@ -89,27 +92,30 @@ def by_wrk(url: str, script: Path, connections: int, seconds: float) -> float:
 
 
 def agreement(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """Medians over rounds of each generator, and loadgen's over hasten's."""
+    """Medians over rounds of each generator, and of loadgen's over hasten's, with that ratio's interval."""
     middle = {
         generator: {
             figure: statistics.median(one[generator][figure] for one in rounds) for figure in rounds[0][generator]
         }
         for generator in rounds[0]
     }
-    ratios = {
-        f"p{q}_ratio": round(middle["loadgen"][f"p{q}_ms"] / middle["hasten bench"][f"p{q}_ms"], 3) for q in PERCENTILES
-    }
+    ratios = dict[str, Any]()
+    for q in PERCENTILES:
+        own = np.array([one["loadgen"][f"p{q}_ms"] / one["hasten bench"][f"p{q}_ms"] for one in rounds])
+        found = stats.bootstrap((own,), np.median, method="percentile", rng=0).confidence_interval
+        ratios |= {f"p{q}_ratio": round(float(np.median(own)), 3),
+                   f"p{q}_ratio_interval": [round(float(found.low), 3), round(float(found.high), 3)]}  # fmt: skip
     rounded = {name: {figure: round(value, 3) for figure, value in row.items()} for name, row in middle.items()}
     return {**rounded, **ratios}
 
 
-def open_loop(url: str, texts: list[str], capacity: float, python: Path, options: Options) -> list[dict[str, Any]]:
+def open_loop(url: str, texts: list[str], bare: Bare, python: Path, options: Options) -> list[dict[str, Any]]:
     """What both open-loop generators say, by share of the bare rate."""
-    offer(url, texts, LoadOptions(rate=capacity / 2, seconds=2, p99_ms=options.p99_ms))  # warms up
+    offer(url, texts, LoadOptions(rate=bare.rate() / 2, seconds=2, p99_ms=options.p99_ms))  # warms up
     found: dict[float, list[dict[str, dict[str, float]]]] = {share: [] for share in SHARES}
     for number in range(options.rounds):
         for share, rows in found.items():
-            load = LoadOptions(rate=share * capacity, seconds=options.seconds, p99_ms=options.p99_ms, seed=number)
+            load = LoadOptions(rate=share * bare.rate(), seconds=options.seconds, p99_ms=options.p99_ms, seed=number)
             ways: dict[str, Callable[[], dict[str, float]]] = {
                 "hasten bench": partial(by_hasten, url, texts, load),
                 "loadgen": partial(by_loadgen, python, url, texts, load),
@@ -119,22 +125,23 @@ def open_loop(url: str, texts: list[str], capacity: float, python: Path, options
     return [{"share": share, **agreement(rows)} for share, rows in found.items()]
 
 
-def closed_loop(url: str, texts: list[str], capacity: float, options: Options) -> list[dict[str, Any]]:
-    """Answers a second by wrk, by number of connections."""
-    found: dict[int, list[float]] = {connections: [] for connections in CONNECTIONS}
+def closed_loop(url: str, texts: list[str], bare: Bare, options: Options) -> list[dict[str, Any]]:
+    """Answers a second by wrk, by number of connections, and of what the bare runtime reaches."""
+    found: dict[int, list[tuple[float, float]]] = {connections: [] for connections in CONNECTIONS}
     with tempfile.TemporaryDirectory() as place:
         script = Path(place) / "ask.lua"
         bodies = ", ".join(json.dumps(json.dumps({"inputs": text})) for text in texts)
         script.write_text(WRK % bodies, encoding="utf-8")
         for _ in range(options.rounds):
             for connections, rates in found.items():
-                rates.append(by_wrk(url, script, connections, options.seconds / 2))
+                before, rate = bare.rate(), by_wrk(url, script, connections, options.seconds / 2)
+                rates.append((rate, rate / ((before + bare.rate()) / 2)))
                 print(connections, rates[-1], flush=True)
-    middle = {connections: statistics.median(rates) for connections, rates in found.items()}
     return [
-        {"connections": connections, "per_s": round(rate, 1), "of_bare": round(rate / capacity, 3)}
-        for connections, rate in middle.items()
-    ]
+        {"connections": connections, "per_s": round(statistics.median(rate for rate, _ in rates), 1),
+         "of_bare": round(statistics.median(share for _, share in rates), 3)}
+        for connections, rates in found.items()
+    ]  # fmt: skip
 
 
 def main(
@@ -147,13 +154,13 @@ def main(
     python = environment(FOLDER / "loadgen.txt", envs, envs / "log.txt")
     os.sched_setaffinity(0, {SERVER_CORE})
     variant, asked = open_variant(folder), read_texts(texts)
-    taken_s = bare_seconds(variant, asked)
-    capacity = len(taken_s) / sum(taken_s)
+    bare = Bare(variant, asked)
+    capacity = bare.rate(BARE_S)
     print(f"bare: {capacity:.1f} texts/s", flush=True)
     with on_its_core(folder, p99_ms) as url:
-        opened = open_loop(url, asked, capacity, python, options)
+        opened = open_loop(url, asked, bare, python, options)
     with on_its_core(folder, None) as url:
-        closed = closed_loop(url, asked, capacity, options)
+        closed = closed_loop(url, asked, bare, options)
     save_result(name, {
         "variant": variant.name, "p99_ms": p99_ms, "seconds": seconds, "rounds": rounds,
         "bare_texts_per_s": round(capacity, 1),
