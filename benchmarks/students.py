@@ -1,6 +1,7 @@
 """How far students go: a base-size teacher, a speed-up and a share of its accuracy to keep, several seeds.
 
     python benchmarks/students.py TASK TEACHER_OUT OUT [--speedup S] [--minutes M] [--batch B] [--learning-rate R]
+        [--shapes LIST]
 
 TASK is `sst2-mpnet` or `clinc150-mpnet`; TEACHER_OUT is the folder that `teachers.py` made of it. The baseline is that
 classifier in eager PyTorch. Each goal is one run of `optimize` that starts the student from the packaged 6x384 encoder
@@ -29,7 +30,7 @@ from hasten.torch_training import TrainOptions, device
 from provenance import HERE, save_result
 from teachers import packaged_encoder
 
-SHAPES = "2x128,2x192,3x192,4x192,2x256,3x256,2x384,3x384,4x384,6x384"
+SHAPES = "2x128,2x192,3x192,4x192,2x256,3x256,2x384,3x384,4x384,6x384f1024,6x384"
 SEEDS = 3
 MINUTES = 20.0
 BATCH = 64
@@ -48,6 +49,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="For each student, its teacher's answers included.")] = MINUTES,
     batch: Annotated[int, typer.Option(help="Texts a step.")] = BATCH,
     learning_rate: Annotated[float, typer.Option(help="Peak of the students' schedule.")] = LEARNING_RATE,
+    shapes: Annotated[str, typer.Option(help="To choose from, by latency.")] = SHAPES,
 ) -> None:
     """Goes the road once for each goal, in one folder, and saves the reports."""
     goals = [goal for goal in GOALS.get(task, ()) if speedup in (None, goal.speedup)]
@@ -62,18 +64,18 @@ def main(
     os.chdir(out)
     train = TrainOptions(batch=batch, learning_rate=learning_rate, precision=native_precision(device()))
     for budget in goals:
-        one_goal(task, model, budget, minutes, train)
+        one_goal(task, model, budget, minutes, train, shapes)
 
 
-def one_goal(task: str, model: str, budget: Budget, minutes: float, train: TrainOptions) -> None:
+def one_goal(task: str, model: str, budget: Budget, minutes: float, train: TrainOptions, shapes: str) -> None:
     """One run and its result."""
     name = f"students_{task.replace('-', '_')}_{budget.speedup:g}x"
     inputs = Inputs(
         model=model, train="train.jsonl", valid="valid.jsonl", test="test.jsonl", student=packaged_encoder(),
         command=f"python benchmarks/students.py {task} TEACHER_OUT OUT --speedup {budget.speedup:g} "
-        f"--minutes {minutes:g} --batch {train.batch} --learning-rate {train.learning_rate:g}",
+        f"--minutes {minutes:g} --batch {train.batch} --learning-rate {train.learning_rate:g} --shapes {shapes}",
     )  # fmt: skip
-    options = OptimizeOptions(budget=budget, shapes=SHAPES, minutes=minutes, seeds=SEEDS, openvino=False)
+    options = OptimizeOptions(budget=budget, shapes=shapes, minutes=minutes, seeds=SEEDS, openvino=False)
     options = replace(options, distill=replace(options.distill, train=train))
     with Bars() as bars:
         report = optimize(inputs, Path("run"), options, bars)
