@@ -30,7 +30,7 @@ from hasten.torch_training import TrainOptions, device
 from provenance import HERE, save_result
 from teachers import packaged_encoder
 
-SHAPES = "2x128,2x192,3x192,4x192,2x256,3x256,2x384,3x384,4x384,6x384f1024,6x384"
+SHAPES = "2x128,2x192,3x192,4x192,2x256,3x256,2x384,3x384,4x384,5x384,6x384f1024,6x384"
 SEEDS = 3
 MINUTES = 20.0
 BATCH = 64
