@@ -35,7 +35,7 @@ from provenance import save_result
 
 FORMATS: tuple[Precision, ...] = get_args(Precision)
 SHAPES = ("2x128", "3x384", "6x384")
-ROUNDS = 5
+ROUNDS = 3
 
 
 def texts_per_s(start: Variant, texts: Sequence[str], options: TrainOptions) -> dict[str, float]:
@@ -73,7 +73,6 @@ def main(teacher: Path, out: Path, texts: int = 10_000, epochs: float = 4.0, see
         }  # fmt: skip
         bars.stage("timing steps")
         speeds = {name: texts_per_s(start, sample, study.base.train) for name, start in starts.items()}
-        speeds["the teacher"] = texts_per_s(study.torch, sample, study.base.train)
         rows, lesson = [], Lesson(data=study.train, teacher=study.teacher)
         for seed in range(seeds):
             for precision in FORMATS:
