@@ -92,5 +92,6 @@ def precision_of(text: str | None) -> Precision:
 
     Raises:
         UsageError: It is none.
+        MissingExtraError: torch is not installed.
     """
     return native_precision(device()) if text is None else one_of("--precision", text, get_args(Precision))

@@ -95,11 +95,11 @@ def distill(
     from hasten.transfer import widened
 
     check_minutes(minutes, guided=guide_epochs > 0)
-    how = replace(TRAIN, epochs=epochs, learning_rate=learning_rate, seed=seed, precision=precision_of(products))
+    training = replace(TRAIN, epochs=epochs, learning_rate=learning_rate, seed=seed, precision=precision_of(products))
     options = DistillOptions(
         objective=one_of("--objective", objective, get_args(Answers)), temperature=temperature, force=force,
         soft_weight=soft_weight, guide=replace(GUIDE, epochs=guide_epochs, learning_rate=learning_rate),
-        train=replace(how, threads=replace(PROFILE, threads=threads).resolved_threads),
+        train=replace(training, threads=replace(PROFILE, threads=threads).resolved_threads),
     )  # fmt: skip
     wanted = replace(TRANSFER, augment=augment, seed=seed)
     work = out.parent / f".{out.name}.work"  # kept until the student stands whole, to go on after an interruption

@@ -155,7 +155,9 @@ def hidden_loss(student: Sequence[Any], teacher: Sequence[Any], mask: Any) -> An
         A scalar tensor, the mean over layers.
     """
     kept = mask.bool()
-    losses = [((ours - theirs).float()[kept] ** 2).mean() for ours, theirs in zip(student, teacher, strict=True)]
+    losses = [
+        ((ours.float() - theirs.float())[kept] ** 2).mean() for ours, theirs in zip(student, teacher, strict=True)
+    ]
     return sum(losses) / len(losses)
 
 

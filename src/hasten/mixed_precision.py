@@ -26,9 +26,9 @@ def native_precision(device: str) -> Precision:
     Returns:
         `bf16` where the hardware multiplies it, else `fp32`.
     """
-    import torch
-
     if device == "cuda":
+        import torch
+
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if BF16_PRODUCTS & cpu_flags() else "fp32"
 

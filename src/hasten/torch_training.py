@@ -19,7 +19,7 @@ from typing import Any, Self
 import msgspec
 import numpy as np
 
-from hasten.errors import ArtifactError, HastenError
+from hasten.errors import ArtifactError, HastenError, MissingExtraError
 from hasten.files import write_atomically
 from hasten.mixed_precision import Precision, products_in
 from hasten.peers import peers
@@ -50,7 +50,8 @@ class TrainOptions:
         checkpoint_s: Seconds between checkpoints.
         dropout: Whether the model's dropout is active. A student that follows its teacher's logits does without;
             fine-tuning on few labels wants it.
-        precision: Number format of the model's products; see `hasten.mixed_precision`.
+        precision: Number format of the model's products; see `hasten.mixed_precision`. The command line takes what
+            `native_precision` says.
         frozen_layers: How many of the lowest layers, with the embeddings below them, are not trained; 0 trains all.
     """
 
@@ -140,8 +141,18 @@ class Watch:
 
 
 def device() -> str:
-    """Where training runs: the GPU if there is one."""
-    import torch
+    """Where training runs.
+
+    Returns:
+        `cuda` if there is a GPU, else `cpu`.
+
+    Raises:
+        MissingExtraError: torch is not installed.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("torch", "optimize") from error
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 

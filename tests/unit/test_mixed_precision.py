@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from hasten import cli_options, mixed_precision
 from hasten.checkpoint import import_checkpoint
 from hasten.cli_options import precision_of
 from hasten.distillation import distill
-from hasten.errors import UsageError
+from hasten.errors import MissingExtraError, UsageError
 from hasten.guidance import Guide, GuideOptions
 from hasten.mixed_precision import Precision, native_precision, products_in
 from hasten.students import stand_for
@@ -141,6 +142,12 @@ def test_bfloat16_is_for_hardware_that_multiplies_it(
 def test_a_format_that_there_is_none_of_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--precision is 'fp32' or 'bf16', not 'fp16'"):
         precision_of("fp16")
+
+
+def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtraError, match="optimize"):
+        precision_of(None)
 
 
 def test_integers_are_not_trained_in_bfloat16() -> None:
