@@ -2,7 +2,8 @@
 
 A criterion is *met* when the one-sided 95 % bound of what was measured meets its limit, *missed* when the opposite
 bound fails it, *undecided* in between. `gate="point"` judges by the estimate alone, and still leaves a p99 on fewer
-than 299 samples undecided: below that no sample bounds the 99th percentile.
+than 299 samples undecided: below that no sample bounds the 99th percentile. Samples that are alike, since they were
+taken one after the other, count as fewer.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hasten.errors import UsageError
-from hasten.intervals import ONE_SIDED, Interval
+from hasten.intervals import ONE_SIDED, Interval, percentile_effect
 from hasten.measurement import Measurement, check_same_run, speedup
 
 Verdict = Literal["met", "missed", "undecided"]
@@ -146,7 +148,7 @@ def _judge_p99(budget: Budget, limit: float, measurement: Measurement) -> Judgem
     reason = (
         f"p99 {interval.value:.3g} ms (95 % bound {_shown(interval.upper)}) against at most {limit:g} ms: {verdict}"
     )
-    needed = _p99_samples(float((samples <= limit).mean())) if verdict == "undecided" and passes else None
+    needed = _p99_samples(samples, limit) if verdict == "undecided" and passes else None
     return Judgement(
         criterion="p99_ms", verdict=verdict, passes=passes, reason=_with(reason, needed, "samples"), needed=needed
     )
@@ -211,11 +213,13 @@ def _rows_to_decide(interval: Interval, limit: float, n: int) -> int | None:
     return max(n + 1, math.ceil(n * (abs(interval.value - nearest) / distance) ** 2))
 
 
-def _p99_samples(share_within: float) -> int | None:
-    """Samples at which a share this far above 99 % would be told from 99 %."""
+def _p99_samples(samples: NDArray[np.float64], limit: float) -> int | None:
+    """Samples at which a share within the limit this far above 99 % would be told from 99 %, if they stay as alike."""
+    share_within = float((samples <= limit).mean())
     if share_within <= 0.99:
         return None
-    return max(P99_MIN_SAMPLES, math.ceil(ONE_SIDED_QUANTILE**2 * 0.99 * 0.01 / (share_within - 0.99) ** 2))
+    independent = max(P99_MIN_SAMPLES, ONE_SIDED_QUANTILE**2 * 0.99 * 0.01 / (share_within - 0.99) ** 2)
+    return math.ceil(independent * percentile_effect(samples, 99))
 
 
 def _with(reason: str, needed: int | None, unit: str) -> str:

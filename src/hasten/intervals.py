@@ -3,6 +3,10 @@
 Two-sided intervals are at 95 % and are what reports show. One-sided 95 % bounds are what verdicts use; they are the
 limits of the two-sided 90 % interval.
 
+Latencies that follow each other are alike, since the machine's speed comes in stretches, so they say less than as many
+independent ones. How much less is their design effect (Kish 1965, "Survey Sampling", section 8.2), which intervals of
+percentiles, means and shares in the order taken are given; that of a ratio of medians resamples stretches.
+
 Not here: multiple-comparison corrections, Bayesian intervals, tests of means.
 """
 
@@ -20,6 +24,7 @@ from numpy.typing import NDArray
 TWO_SIDED = 0.95
 ONE_SIDED = 0.90
 BOOTSTRAP_RESAMPLES = 1999
+BOOTSTRAP_BATCH = 200  # resamples in memory at the same time
 RATIO_SPAN = 1e6
 
 
@@ -38,13 +43,15 @@ class Interval:
     upper: float | None
 
 
-def proportion(successes: int, total: int, *, level: float = TWO_SIDED) -> Interval:
+def proportion(successes: int, total: int, *, level: float = TWO_SIDED, effect: float = 1.0) -> Interval:
     """Wilson's score interval for a proportion.
 
     Args:
         successes: Number of right answers, 0 to `total`.
         total: Number of rows, at least 1.
         level: Confidence level of the two-sided interval, 0 to 1.
+        effect: The rows' design effect, at least 1; 1 where they are independent. The limits are those of the whole
+            numbers nearest to what rows and successes are worth.
 
     Returns:
         The proportion (0 to 1) and its interval.
@@ -54,7 +61,8 @@ def proportion(successes: int, total: int, *, level: float = TWO_SIDED) -> Inter
     """
     from scipy import stats
 
-    limits = stats.binomtest(successes, total).proportion_ci(level, method="wilson")
+    worth = _worth(total, effect)
+    limits = stats.binomtest(min(worth, round(successes / effect)), worth).proportion_ci(level, method="wilson")
     return Interval(value=successes / total, lower=float(limits.low), upper=float(limits.high))
 
 
@@ -98,12 +106,52 @@ def _ratio_score(ratio: float, both: int, gained: int, lost: int) -> float:
     return (n_new - ratio * n_base) / math.sqrt(variance) if variance > 0 else 0.0
 
 
-def percentile(samples: NDArray[np.float64], q: float) -> Interval:
+def stretch(n: int) -> int:
+    """How many observations that follow each other are taken together, of `n`: the square root of their number.
+
+    Source:
+        Flegal and Jones 2010, "Batch means and spectral variance estimators in Markov chain Monte Carlo", Annals of
+        Statistics 38:1034, section 4.
+    """
+    return max(1, math.isqrt(n))
+
+
+def design_effect(samples: NDArray[Any]) -> float:
+    """How many observations in a row are worth an independent one, for their mean.
+
+    Args:
+        samples: Observations in the order taken; shape [samples], at least one.
+
+    Returns:
+        The variance of the sums of all stretches over that of sums of independent observations; at least 1, so that
+        chance cannot narrow an interval.
+
+    Source:
+        Politis and Romano 1992, "A circular block-resampling procedure for stationary data": the variance that it
+        gives the mean, without resampling. After the last observation comes the first again, so each counts alike.
+    """
+    n, variance = len(samples), float(samples.var())
+    length = stretch(n)
+    if n == length or variance == 0:
+        return 1.0
+    apart = samples - samples.mean()
+    reached = np.cumsum(np.concatenate([[0.0], apart, apart[: length - 1]]))
+    sums = reached[length:] - reached[:-length]
+    return max(1.0, float((sums**2).mean() / (length * (1 - length / n) * variance)))
+
+
+def percentile_effect(samples: NDArray[np.float64], q: float) -> float:
+    """The design effect of percentile `q` of observations in the order taken; shape [samples], at least one."""
+    return design_effect(samples > np.percentile(samples, q))
+
+
+def percentile(samples: NDArray[np.float64], q: float, *, effect: float = 1.0) -> Interval:
     """A percentile with a distribution-free two-sided 95 % interval from order statistics.
 
     Args:
-        samples: Independent observations; shape [samples].
+        samples: Observations; shape [samples].
         q: Which percentile, above 0 and below 100.
+        effect: Their design effect, at least 1; 1 where they are independent.
 
     Returns:
         The percentile in the samples' unit; both limits are None where there are too few samples for an interval.
@@ -112,13 +160,27 @@ def percentile(samples: NDArray[np.float64], q: float) -> Interval:
         Conover 1999, Practical Nonparametric Statistics, section 3.2. We differ in the choice of the two ranks: the
         shortest pair that covers, and of those the one with the most equal tails. Equal tails alone, as in
         `scipy.stats.quantile_test`, cover more than they claim (97.6 % at the 99th percentile of 1,000 samples).
+        With a design effect the ranks are those of as many samples as these are worth, at the same shares of them:
+        Woodruff 1952, "Confidence intervals for medians and other position measures", JASA 47:635.
     """
-    ranks = _covering_ranks(len(samples), q / 100, TWO_SIDED)
-    value = float(np.percentile(samples, q))
-    if ranks is None:
-        return Interval(value=value, lower=None, upper=None)
-    ordered = np.sort(samples)
-    return Interval(value=value, lower=float(ordered[ranks[0] - 1]), upper=float(ordered[ranks[1] - 1]))
+    worth = _worth(len(samples), effect)
+    ranks = _covering_ranks(worth, q / 100, TWO_SIDED) or (None, None)
+    return _between(samples, q, worth, *ranks)
+
+
+def _worth(n: int, effect: float) -> int:
+    """As how many independent observations some count."""
+    return max(1, math.floor(n / effect))
+
+
+def _between(samples: NDArray[np.float64], q: float, worth: int, low: int | None, high: int | None) -> Interval:
+    """A percentile, and the samples at two ranks (from 1) of the independent ones that they are worth."""
+    ordered, each = np.sort(samples), len(samples) / worth
+    return Interval(
+        value=float(np.percentile(samples, q)),
+        lower=None if low is None else float(ordered[math.floor((low - 1) * each)]),
+        upper=None if high is None else float(ordered[min(len(ordered), math.ceil(high * each)) - 1]),
+    )
 
 
 @cache
@@ -137,39 +199,52 @@ def _covering_ranks(n: int, share: float, level: float) -> tuple[int, int] | Non
     return int(lower[best]), int(upper[best])
 
 
-def percentile_bounds(samples: NDArray[np.float64], q: float) -> Interval:
+def percentile_bounds(samples: NDArray[np.float64], q: float, *, effect: float = 1.0) -> Interval:
     """A percentile with its two distribution-free one-sided 95 % bounds, which verdicts use.
 
     Args:
-        samples: Independent observations; shape [samples].
+        samples: Observations; shape [samples].
         q: Which percentile, above 0 and below 100.
+        effect: Their design effect, at least 1; 1 where they are independent.
 
     Returns:
         The percentile in the samples' unit; a bound is None where too few samples leave it undetermined.
 
     Source:
-        Conover 1999, section 3.2, as `scipy.stats.quantile_test` has it.
+        Conover 1999, section 3.2, as `scipy.stats.quantile_test` has it; with a design effect, as `percentile`.
+    """
+    worth = _worth(len(samples), effect)
+    return _between(samples, q, worth, *_bounding_ranks(worth, q / 100))
+
+
+@cache
+def _bounding_ranks(n: int, share: float) -> tuple[int | None, int | None]:
+    """Ranks (from 1) of the order statistics that bound the quantile from below and from above."""
+    from scipy import stats
+
+    limits = stats.quantile_test(np.arange(1, n + 1), q=0, p=share).confidence_interval(ONE_SIDED)
+    low, high = (int(rank) if math.isfinite(rank) else None for rank in (limits.low, limits.high))
+    return low, high
+
+
+def mean(samples: NDArray[np.float64], *, level: float = TWO_SIDED, effect: float = 1.0) -> Interval:
+    """A mean with Student's interval.
+
+    Args:
+        samples: Observations in any unit; shape [samples], at least 2.
+        level: Confidence level of the two-sided interval, 0 to 1.
+        effect: Their design effect, at least 1; 1 where they are independent.
+
+    Returns:
+        The mean; its standard error and degrees of freedom are those of as many samples as these are worth.
     """
     from scipy import stats
 
-    limits = stats.quantile_test(samples, q=0, p=q / 100).confidence_interval(ONE_SIDED)
-    value = float(np.percentile(samples, q))
-    return Interval(value=value, lower=_finite(limits.low), upper=_finite(limits.high))
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def mean(samples: NDArray[np.float64], *, level: float = TWO_SIDED) -> Interval:
-    """A mean with Student's interval; samples of shape [samples], at least 2, in any unit."""
-    from scipy import stats
-
     value = float(samples.mean())
-    spread = float(stats.sem(samples))
+    spread = float(stats.sem(samples)) * math.sqrt(effect)
     if spread == 0:
         return Interval(value=value, lower=value, upper=value)
-    low, high = stats.t.interval(level, len(samples) - 1, loc=value, scale=spread)
+    low, high = stats.t.interval(level, max(1, _worth(len(samples), effect) - 1), loc=value, scale=spread)
     return Interval(value=value, lower=float(low), upper=float(high))
 
 
@@ -177,30 +252,40 @@ def median_ratio(base: Sequence[float], new: Sequence[float], *, level: float = 
     """How many times smaller the median has become, from observations paired by index.
 
     Args:
-        base: Observations of the baseline; shape [samples].
+        base: Observations of the baseline in the order taken; shape [samples].
         new: Observations of the same requests under the new model; shape [samples].
         level: Confidence level of the two-sided interval, 0 to 1.
 
     Returns:
-        median(base) / median(new) and the percentile-bootstrap interval over resampled pairs (seeded).
+        median(base) / median(new) and the percentile-bootstrap interval over resampled stretches of pairs (seeded).
 
     Source:
-        Efron and Tibshirani 1993, chapter 13, as `scipy.stats.bootstrap(paired=True)` has it.
+        Efron and Tibshirani 1993, section 8.6 and chapter 13, as `scipy.stats.bootstrap` has it. We differ in that
+        stretches do not overlap; what is left over at the end is in the estimate alone.
     """
     from scipy import stats
 
-    pairs = (np.asarray(base, dtype=np.float64), np.asarray(new, dtype=np.float64))
-    value = float(_ratio_of_medians(*pairs))
-    if len(pairs[0]) < 2:
+    pairs = np.asarray([base, new], dtype=np.float64)
+    value, length = float(_ratio_of_medians(pairs)), stretch(len(base))
+    count = len(base) // length
+    if count < 2:
         return Interval(value=value, lower=None, upper=None)
+    stretches = pairs[:, : count * length].reshape(2, count, length)
+
+    def statistic(chosen: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
+        """Of stretches by their numbers; shape [..., stretches], which is the axis."""
+        return _ratio_of_medians(stretches[:, chosen].reshape(2, *chosen.shape[:axis], -1))
+
     result = stats.bootstrap(
-        pairs, _ratio_of_medians, paired=True, vectorized=True, confidence_level=level, method="percentile",
-        n_resamples=BOOTSTRAP_RESAMPLES, rng=np.random.default_rng(0),
+        (np.arange(count),), statistic, vectorized=True, confidence_level=level, method="percentile",
+        n_resamples=BOOTSTRAP_RESAMPLES, batch=BOOTSTRAP_BATCH, rng=np.random.default_rng(0),
     )  # fmt: skip
     return Interval(
         value=value, lower=float(result.confidence_interval.low), upper=float(result.confidence_interval.high)
     )
 
 
-def _ratio_of_medians(base: NDArray[np.float64], new: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-    return np.median(base, axis=axis) / np.median(new, axis=axis)
+def _ratio_of_medians(pairs: NDArray[np.float64]) -> Any:
+    """Of observations in the last axis; shape [2, ..., samples]."""
+    base, new = np.median(pairs, axis=-1)
+    return base / new

@@ -68,10 +68,12 @@ class Load:
         rate: Requests a second that were due, on average.
         seconds: For how long.
         p99_ms: Within how many milliseconds an answer was good.
-        latencies_ms: Of each answered request, from when it was due.
+        latencies_ms: Of each answered request, in the order due, from when it was due.
         refused_ms: Of each refusal (status 429 or 503), from when its request was due.
         errors: Requests that failed in another way, by status; 0 where there was none.
         send_delays_ms: How much later than due each request was sent; what the generator itself adds.
+        effect: Design effect of whether a request was answered in time, by the order due: what misses one misses its
+            neighbours.
     """
 
     rate: float
@@ -81,6 +83,7 @@ class Load:
     refused_ms: tuple[float, ...]
     errors: dict[int, int]
     send_delays_ms: tuple[float, ...]
+    effect: float = 1.0
 
     @property
     def offered(self) -> int:
@@ -99,8 +102,8 @@ class Load:
 
     @property
     def missed(self) -> Interval:
-        """Share of requests not answered in time, refused ones among them, with Wilson's interval."""
-        return intervals.proportion(self.offered - self.good, self.offered)
+        """Share of requests not answered in time, refused ones among them, with its interval."""
+        return intervals.proportion(self.offered - self.good, self.offered, effect=self.effect)
 
     @property
     def holds(self) -> bool:
@@ -110,7 +113,8 @@ class Load:
 
     def percentile(self, q: float) -> Interval:
         """A percentile of the latency of what was answered, in milliseconds, with its interval."""
-        return intervals.percentile(np.asarray(self.latencies_ms), q)
+        latencies = np.asarray(self.latencies_ms)
+        return intervals.percentile(latencies, q, effect=intervals.percentile_effect(latencies, q))
 
 
 def due_times(options: LoadOptions) -> NDArray[np.float64]:
@@ -161,14 +165,23 @@ def offer(url: str, texts: Sequence[str], options: LoadOptions) -> Load:
     bodies = [msgspec.json.encode({"inputs": texts[row]}) for row in asked_rows(options, len(texts), len(due))]
     headers = {"content-type": "application/json", "x-hasten-deadline-ms": f"{options.p99_ms:g}"}
     sending = post_when_due(f"{url.rstrip('/')}/predict", bodies, due.tolist(), headers)
-    load = _sorted_out(uvloop.run(sending), options)
+    load = sorted_out(uvloop.run(sending), options)
     if not load.latencies_ms and not load.refused_ms:
         statuses = ", ".join(map(str, sorted(load.errors)))
         raise MeasurementError(f"{url}: none of {load.offered} requests was answered (status {statuses}); is it up?")
     return load
 
 
-def _sorted_out(found: Sequence[Outcome], options: LoadOptions) -> Load:
+def sorted_out(found: Sequence[Outcome], options: LoadOptions) -> Load:
+    """What became of a load.
+
+    Args:
+        found: What became of each request, in the order due; at least one.
+        options: What was offered.
+
+    Returns:
+        Answers, refusals and errors, each in that order.
+    """
     errors: dict[int, int] = {}
     for outcome in found:
         if outcome.status != 200 and outcome.status not in REFUSED:
@@ -181,7 +194,13 @@ def _sorted_out(found: Sequence[Outcome], options: LoadOptions) -> Load:
         refused_ms=tuple(1e3 * outcome.ended_s for outcome in found if outcome.status in REFUSED),
         errors=errors,
         send_delays_ms=tuple(1e3 * outcome.sent_s for outcome in found),
+        effect=intervals.design_effect(np.array([in_time(outcome, options.p99_ms) for outcome in found])),
     )
+
+
+def in_time(outcome: Outcome, p99_ms: float) -> bool:
+    """Whether a request was answered within so many milliseconds from when it was due."""
+    return outcome.status == 200 and 1e3 * outcome.ended_s <= p99_ms
 
 
 def is_shown_to_hold(load: Load) -> bool:

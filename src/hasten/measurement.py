@@ -100,22 +100,29 @@ class Latency:
 
     def percentile(self, q: float) -> Interval:
         """Percentile `q` (0 to 100) in milliseconds with its distribution-free interval."""
-        return intervals.percentile(np.asarray(self.samples_ms), q)
+        return _percentile(np.asarray(self.samples_ms), q)
 
     def percentile_bounds(self, q: float) -> Interval:
         """Percentile `q` (0 to 100) in milliseconds with its one-sided bounds."""
-        return intervals.percentile_bounds(np.asarray(self.samples_ms), q)
+        samples = np.asarray(self.samples_ms)
+        return intervals.percentile_bounds(samples, q, effect=intervals.percentile_effect(samples, q))
 
     def mean(self) -> Interval:
         """Mean in milliseconds with its interval."""
-        return intervals.mean(np.asarray(self.samples_ms))
+        samples = np.asarray(self.samples_ms)
+        return intervals.mean(samples, effect=intervals.design_effect(samples))
 
     def by_length(self, bins: int = 5) -> list[LengthRow]:
         """Median latency in groups of about equal size, from the shortest texts to the longest."""
         order = np.argsort(self.tokens, kind="stable")
         samples, tokens = np.asarray(self.samples_ms), np.asarray(self.tokens)
-        parts = [part for part in np.array_split(order, bins) if len(part)]
+        parts = [np.sort(part) for part in np.array_split(order, bins) if len(part)]
         return [_length_row(tokens[part], samples[part]) for part in parts]
+
+
+def _percentile(samples: NDArray[np.float64], q: float) -> Interval:
+    """Of samples in the order taken."""
+    return intervals.percentile(samples, q, effect=intervals.percentile_effect(samples, q))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +143,7 @@ class LengthRow:
 
 
 def _length_row(tokens: NDArray[np.int64], samples: NDArray[np.float64]) -> LengthRow:
-    middle = intervals.percentile(samples, 50)
+    middle = _percentile(samples, 50)
     return LengthRow(low_tokens=int(tokens.min()), high_tokens=int(tokens.max()), p50_ms=middle, n=len(samples))
 
 

@@ -1,9 +1,9 @@
 """Profiling: latency, quality and memory of several variants, in one interleaved run; and where their time goes.
 
 Every variant runs in a process of its own with the same number of threads. Blocks of texts go to the variants in
-turn, in an order that alternates, so that a slow minute of the machine falls on all of them; a pause before each block
-lets the threads of the variant before it come to rest. Each sample is one text,
-from text to scores.
+turn, in an order drawn anew each time, so that a slow minute of the machine falls on all of them, and so does what a
+neighbour leaves behind, as in the caches; a pause before each block lets the threads of the variant before it come to
+rest. Each sample is one text, from text to scores.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 import msgspec
+import numpy as np
 
 from hasten.breakdown import breakdown
 from hasten.errors import DataError, MeasurementError, UsageError
@@ -36,7 +37,8 @@ class ProfileOptions:
 
     Attributes:
         threads: Threads for every variant, at least 1; None takes the cores at hand.
-        samples: Timed requests a variant, at least 1; below 299 no p99 can be judged.
+        samples: Timed requests a variant, at least 1; below 299 no p99 can be judged, and more are needed where
+            requests that follow each other take alike.
         block: Requests before the next variant's turn, at least 1.
         warmup: Uncounted requests at the start of each block.
         settle_s: Pause before each block, in which the threads of the variant before it stop spinning.
@@ -197,10 +199,10 @@ def _interleaved(
     total = len(texts) * len(variants)
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(variant, options.resolved_threads)) for variant in variants]
-        for number, start in enumerate(range(0, len(texts), options.block)):
+        order = np.random.default_rng(options.seed)
+        for start in range(0, len(texts), options.block):
             block = texts[start : start + options.block]
-            turns = range(len(workers)) if number % 2 == 0 else reversed(range(len(workers)))
-            for turn in turns:
+            for turn in order.permutation(len(workers)).tolist():
                 time.sleep(options.settle_s if len(workers) > 1 else 0)
                 replies[turn].append(workers[turn].classify(block, warmup=options.warmup))
             if progress is not None:

@@ -11,7 +11,7 @@ import pytest
 
 from hasten.budget import Assessment, Budget, Judgement, Verdict, judge
 from hasten.errors import MeasurementError, UsageError
-from hasten.intervals import ONE_SIDED, percentile_bounds
+from hasten.intervals import ONE_SIDED, percentile_effect
 from hasten.measurement import Host, Latency, Measurement, Quality, Scenario, speedup
 from hasten.variant import Parameters
 
@@ -81,7 +81,7 @@ def test_only_the_criteria_that_were_asked_for_are_judged() -> None:
 def test_p99_is_met_at_its_upper_bound_and_missed_below_its_lower() -> None:
     samples = latencies()
     measured = a_measurement(samples_ms=samples, right=900, rows=1000)
-    found = percentile_bounds(samples, 99)
+    found = measured.latency.percentile_bounds(99)
     cases: list[tuple[float, Verdict, bool]] = [
         (found.upper, "met", True),
         (np.nextafter(found.upper, 0), "undecided", True),
@@ -117,7 +117,8 @@ def test_p99_needs_299_samples_at_any_gate(gate: Any, samples: int, verdict: str
 def test_the_samples_that_a_p99_needs_shrink_with_the_share_within() -> None:
     needed = []
     for over in (9, 7, 5):
-        samples = np.r_[np.full(1000 - over, 10.0), np.full(over, 50.0)]
+        samples = np.full(1000, 10.0)
+        samples[np.linspace(0, 900, over, dtype=int)] = 50.0  # far from each other, so each counts in full
         measured = a_measurement(samples_ms=samples, right=900, rows=1000)
         judged = verdicts(Budget(p99_ms=20, retain=EASY), measured, BASE)["p99_ms"]
         assert judged.verdict == "undecided"
@@ -125,6 +126,29 @@ def test_the_samples_that_a_p99_needs_shrink_with_the_share_within() -> None:
     assert needed[0] > needed[1] > needed[2] > 1000
     z = 1.6448536269514722
     assert needed[2] == math.ceil(z**2 * 0.99 * 0.01 / 0.005**2)
+
+
+def test_samples_that_are_alike_count_as_fewer() -> None:
+    samples = np.r_[np.full(995, 10.0), np.full(5, 50.0)]
+    apart, together = samples[np.random.default_rng(0).permutation(1000)], samples
+    alone, alike = (
+        verdicts(Budget(p99_ms=20, retain=EASY), a_measurement(samples_ms=s, right=900, rows=1000), BASE)["p99_ms"]
+        for s in (apart, together)
+    )
+    effect = percentile_effect(together, 99)
+    assert effect > 2
+    assert (alone.verdict, alike.verdict) == ("undecided", "undecided")
+    assert alike.needed == pytest.approx(alone.needed * effect / percentile_effect(apart, 99), rel=0.01)
+
+
+def test_a_p99_of_few_samples_that_are_alike_is_undecided_though_all_are_within() -> None:
+    apart = np.random.default_rng(0).permutation(np.linspace(5, 15, 400))
+    judged = [
+        verdicts(Budget(p99_ms=20, retain=EASY), a_measurement(samples_ms=s, right=900, rows=1000), BASE)["p99_ms"]
+        for s in (apart, np.sort(apart))
+    ]
+    assert [one.verdict for one in judged] == ["met", "undecided"]
+    assert judged[1].needed > 400
 
 
 def test_a_p99_whose_estimate_fails_names_no_number_of_samples() -> None:

@@ -11,7 +11,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from hasten.intervals import ONE_SIDED, Interval, median_ratio, paired_ratio, percentile, percentile_bounds
+from hasten.intervals import (
+    ONE_SIDED,
+    Interval,
+    median_ratio,
+    paired_ratio,
+    percentile,
+    percentile_bounds,
+    percentile_effect,
+)
 
 RUNS = 400
 SHARED_ERRORS = 0.8
@@ -60,6 +68,24 @@ def test_p99_intervals_hold_the_truth(samples: int, draw: Callable[[np.random.Ge
     assert 0.92 <= np.mean([holds(percentile(run, 99), truth) for run in runs]) <= 0.98
     assert np.mean([bound.upper >= truth for bound in bounds]) >= 0.92
     assert np.mean([bound.lower <= truth for bound in bounds]) >= 0.92
+
+
+def a_machine_of_two_speeds(generator: np.random.Generator, size: int) -> np.ndarray:
+    """Latencies that take half as long again in stretches of some 20 requests."""
+    ends = np.cumsum(generator.geometric(1 / 20, size))
+    slow = (np.searchsorted(ends, np.arange(size), side="right") + generator.integers(2)) % 2 == 1
+    return generator.lognormal(2, 0.3, size) * np.where(slow, 1.5, 1.0)
+
+
+@pytest.mark.parametrize("q", [50.0, 95.0, 99.0])
+def test_percentile_intervals_hold_the_truth_where_the_machine_has_two_speeds(q: float) -> None:
+    generator = np.random.default_rng(int(q))
+    truth = float(np.percentile(a_machine_of_two_speeds(generator, 2_000_000), q))
+    runs = [a_machine_of_two_speeds(generator, 1000) for _ in range(RUNS)]
+    alike = np.mean([holds(percentile(run, q, effect=percentile_effect(run, q)), truth) for run in runs])
+    independent = np.mean([holds(percentile(run, q), truth) for run in runs])
+    assert alike >= 0.88
+    assert independent < alike
 
 
 @pytest.mark.parametrize(("rows", "accuracy"), [(300, 0.92), (1000, 0.8), (1000, 0.97)])

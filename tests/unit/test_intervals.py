@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hasten.intervals import Interval, mean, median_ratio, paired_ratio, percentile, percentile_bounds, proportion
+from hasten.intervals import (
+    Interval,
+    design_effect,
+    mean,
+    median_ratio,
+    paired_ratio,
+    percentile,
+    percentile_bounds,
+    percentile_effect,
+    proportion,
+    stretch,
+)
 
 LEVELS = (0.8, 0.9, 0.95, 0.99)
 ROOM = 1e-12
@@ -197,6 +208,60 @@ def test_the_upper_bound_of_p99_needs_299_samples(samples: int, exists: bool) ->
     assert (0.99**samples <= 0.05) is exists
 
 
+@given(st.integers(2, 3000), st.floats(1, 40), st.sampled_from([5.0, 50.0, 95.0, 99.0]), st.integers(0, 9))
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_samples_that_are_alike_bound_less(n: int, effect: float, q: float, seed: int) -> None:
+    taken, worth = np.random.default_rng(seed).lognormal(2, 0.5, n), max(1, int(n / effect))
+    for interval in (percentile, percentile_bounds):
+        alike, independent = interval(taken, q, effect=effect), interval(taken[:worth], q)
+        assert holds(alike, alike.value)
+        assert (alike.lower is None, alike.upper is None) == (independent.lower is None, independent.upper is None)
+    high = percentile_bounds(taken, q, effect=effect).upper
+    if high is not None:
+        share = np.searchsorted(np.sort(taken), high, side="right") / n
+        assert share >= stats.binom.ppf(0.95, worth, q / 100) / worth - 1e-9
+
+
+def test_a_design_effect_is_what_repeating_makes_of_independent_samples() -> None:
+    generator = np.random.default_rng(0)
+    independent = generator.normal(size=40_000)
+    assert 1 <= design_effect(independent) < 1.3
+    assert design_effect(np.repeat(independent[:4000], 10)) == pytest.approx(10, rel=0.25)
+    assert percentile_effect(np.repeat(independent[:4000], 10), 95) == pytest.approx(10, rel=0.25)
+    assert design_effect(np.tile([1.0, 2.0], 500)) == 1  # each makes up for the one before it
+    assert design_effect(np.full(100, 3.0)) == 1
+    assert design_effect(np.array([3.0])) == 1
+
+
+def test_a_design_effect_is_that_of_batch_means_of_an_autoregression() -> None:
+    """The variance of its mean is (1 + r) / (1 - r) times that of independent samples."""
+    noise, taken = np.random.default_rng(1).normal(size=200_000), np.zeros(200_000)
+    for at in range(1, len(taken)):
+        taken[at] = 0.8 * taken[at - 1] + noise[at]
+    assert design_effect(taken) == pytest.approx(9, rel=0.15)
+
+
+@pytest.mark.parametrize(("n", "length"), [(1, 1), (2, 1), (299, 17), (1000, 31)])
+def test_a_stretch_is_the_square_root_of_all(n: int, length: int) -> None:
+    assert stretch(n) == length
+
+
+def test_a_proportion_of_rows_that_are_alike_is_that_of_fewer() -> None:
+    alike, fewer = proportion(40, 1000, effect=4), proportion(10, 250)
+    assert (alike.value, alike.lower, alike.upper) == (0.04, fewer.lower, fewer.upper)
+    assert holds(proportion(1000, 1000, effect=3.7), 1.0)
+
+
+def test_a_ratio_of_medians_resamples_stretches() -> None:
+    generator = np.random.default_rng(5)
+    base = generator.lognormal(3, 0.1, 1024)
+    new = base * np.repeat(generator.choice([0.2, 0.3], 32), 32)
+    together, order = median_ratio(base.tolist(), new.tolist()), generator.permutation(1024)
+    shuffled = median_ratio(base[order].tolist(), new[order].tolist())
+    assert together.value == shuffled.value
+    assert together.upper - together.lower > 3 * (shuffled.upper - shuffled.lower)
+
+
 def test_equal_samples_bound_themselves() -> None:
     assert percentile(np.full(500, 7.0), 99) == Interval(value=7.0, lower=7.0, upper=7.0)
 
@@ -206,6 +271,9 @@ def test_mean_is_students() -> None:
     found = mean(taken, level=0.9)
     low, high = stats.ttest_1samp(taken, 0).confidence_interval(0.9)
     assert (found.value, found.lower, found.upper) == pytest.approx((taken.mean(), low, high))
+    alike = mean(taken, level=0.9, effect=4)
+    fewer = stats.t.interval(0.9, 19, loc=taken.mean(), scale=2 * stats.sem(taken))
+    assert (alike.value, alike.lower, alike.upper) == pytest.approx((taken.mean(), *fewer))
     assert mean(np.full(5, 3.0)) == Interval(value=3.0, lower=3.0, upper=3.0)
 
 

@@ -15,7 +15,19 @@ from serving import OPTIONS, live, make_app
 
 from hasten.cli import main
 from hasten.errors import MeasurementError, UsageError
-from hasten.load import DECIDING, Load, LoadOptions, due_times, find_max, highest, histogram, offer, overhead_ms
+from hasten.load import (
+    DECIDING,
+    Load,
+    LoadOptions,
+    due_times,
+    find_max,
+    highest,
+    histogram,
+    offer,
+    overhead_ms,
+    sorted_out,
+)
+from hasten.open_loop import Outcome
 
 SHORT = LoadOptions(rate=100, seconds=0.5, p99_ms=2000)
 RATES = st.floats(1, 2000)
@@ -67,6 +79,16 @@ def test_refusals_and_errors_are_no_answers() -> None:
 )  # fmt: skip
 def test_a_p99_holds_where_the_share_of_misses_is_shown_to_be_small(load: Load, *, holds: bool) -> None:
     assert load.holds == holds
+
+
+def test_misses_that_follow_each_other_say_less_than_as_many_apart() -> None:
+    fates = [Outcome(status=200, sent_s=0.0, ended_s=seconds) for seconds in (0.01,) * 4980 + (0.2,) * 20]
+    apart = [fates[row] for row in np.random.default_rng(0).permutation(len(fates))]
+    alone, together = sorted_out(apart, LoadOptions(rate=1)), sorted_out(fates, LoadOptions(rate=1))
+    assert alone.missed.value == together.missed.value == 20 / 5000
+    assert alone.effect < 2
+    assert together.effect > 10
+    assert (alone.holds, together.holds) == (True, False)
 
 
 @given(st.floats(2, 5000), st.floats(1, 1000))

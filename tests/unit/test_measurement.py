@@ -133,7 +133,25 @@ def test_latency_by_length_of_fewer_samples_than_groups() -> None:
 def test_latency_statistics_come_from_the_samples() -> None:
     latency = Latency(samples_ms=(4.0, 2.0, 9.0), tokens=(1, 1, 1), tokenizer_ms=(0.0, 0.0, 0.0))
     assert latency.percentile(50) == intervals.percentile(np.asarray([4.0, 2.0, 9.0]), 50)
-    assert latency.mean() == intervals.mean(np.asarray([4.0, 2.0, 9.0]))
+    effect = intervals.design_effect(np.asarray([4.0, 2.0, 9.0]))
+    assert latency.mean() == intervals.mean(np.asarray([4.0, 2.0, 9.0]), effect=effect)
+
+
+def test_a_latency_that_comes_in_stretches_is_less_certain_than_the_same_in_a_random_order() -> None:
+    generator = np.random.default_rng(0)
+    stretches = np.repeat(generator.choice([4.0, 7.0], 20), 50) * generator.lognormal(0, 0.05, 1000)
+
+    def width(interval: intervals.Interval) -> float:
+        assert interval.lower is not None and interval.upper is not None
+        return interval.upper - interval.lower
+
+    def latency(samples: np.ndarray) -> Latency:
+        return Latency(samples_ms=tuple(samples.tolist()), tokens=(5,) * 1000, tokenizer_ms=(0.0,) * 1000)
+
+    together, shuffled = latency(stretches), latency(generator.permutation(stretches))
+    assert width(together.mean()) > 3 * width(shuffled.mean())
+    for one in (lambda x: x.percentile(95), lambda x: x.percentile_bounds(95), lambda x: x.by_length(1)[0].p50_ms):
+        assert width(one(together)) > 1.2 * width(one(shuffled))
 
 
 def test_the_host_is_described() -> None:
