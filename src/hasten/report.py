@@ -21,7 +21,7 @@ from hasten.intervals import Interval
 from hasten.measurement import GROUPS, Host, Latency, LengthRow, Measurement, Quality, Scenario, speedup
 from hasten.variant import Parameters
 
-SCHEMA = "hasten.report/2"
+SCHEMA = "hasten.report/3"
 REMOVED_EXAMPLES = 5
 
 
@@ -34,9 +34,9 @@ class ShapeRow:
         layers: Number of transformer layers.
         hidden: Hidden size.
         parameters: Number of weights.
-        p50_ms: Median latency.
-        p99_ms: 99th percentile of latency.
-        speedup: Median latency of the baseline over that of the shape.
+        p50_ms: Median latency with its interval.
+        p99_ms: 99th percentile of latency with its interval.
+        speedup: Median latency of the baseline over that of the shape, with its interval.
         fits: Whether it keeps to the latency part of the budget.
         chosen: Whether it is the one that was trained.
     """
@@ -45,9 +45,9 @@ class ShapeRow:
     layers: int
     hidden: int
     parameters: int
-    p50_ms: float
-    p99_ms: float
-    speedup: float
+    p50_ms: Interval
+    p99_ms: Interval
+    speedup: Interval
     fits: bool
     chosen: bool
 
@@ -211,7 +211,7 @@ class Report:
     """The comparison: the content of `report.json`.
 
     Attributes:
-        schema: `hasten.report/2`.
+        schema: `hasten.report/3`.
         budget: The promise.
         baseline: Name of the variant the others are compared with.
         chosen: Name of the variant to serve; None where none qualifies.

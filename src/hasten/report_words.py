@@ -99,7 +99,7 @@ def cells(row: VariantRow) -> dict[str, Cell]:
         "accuracy": percent_cell(share, decimals=1),
         "retention": percent_cell(row.retention, decimals=2),
         **latencies,
-        "speedup": Cell(text=times(row.speedup), interval=between(row.speedup_interval, lambda r: times(r)[:-1])),
+        "speedup": times_cell(row.speedup_interval),
         "verdict": Cell(text=row.verdict),
     }
 
@@ -114,6 +114,11 @@ def percent_cell(interval: Interval, *, decimals: int) -> Cell:
     return Cell(
         text=f"{interval.value:.{decimals}%}", interval=between(interval, lambda share: f"{100 * share:.{decimals}f}")
     )
+
+
+def times_cell(interval: Interval) -> Cell:
+    """A ratio and its interval."""
+    return Cell(text=times(interval.value), interval=between(interval, lambda ratio: times(ratio)[:-1]))
 
 
 def between(interval: Interval, form: Callable[[float], str]) -> str:
@@ -254,7 +259,8 @@ def shape_grid(report: Report) -> Grid:
 def shape_cells(shape: ShapeRow) -> tuple[str, ...]:
     """A shape's figures, as many as `SHAPE_HEADER` has titles."""
     fit = ("fits" if shape.fits else "too slow") + (", chosen" if shape.chosen else "")
-    return (shape.name, count(shape.parameters), ms(shape.p50_ms), ms(shape.p99_ms), times(shape.speedup), fit)
+    figures = (ms_cell(shape.p50_ms), ms_cell(shape.p99_ms), times_cell(shape.speedup))
+    return (shape.name, count(shape.parameters), *map(_with_interval, figures), fit)
 
 
 def budget_cells(budget: Budget) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hasten.budget import Budget
 from hasten.errors import HastenError
+from hasten.intervals import median_ratio
 from hasten.measurement import Latency
 from hasten.onnx_export import export
 from hasten.profiling import ProfileOptions, time_only
@@ -26,7 +27,7 @@ from hasten.workshop import Workshop, make_key
 
 HEADROOM_RATIO = 1.15
 CLEARLY_RATIO = 1.3
-SHAPE_SAMPLES = 300
+SHAPE_SAMPLES = 500
 GLANCE_SAMPLES = 60
 
 
@@ -144,10 +145,9 @@ def _fits(budget: Budget, latency: Latency, baseline: Latency, headroom: float) 
 
 
 def _row(budget: Budget, shape: Shape, variant: Variant, latency: Latency, baseline: Latency) -> ShapeRow:
-    p50_ms, p99_ms = latency.percentile(50).value, latency.percentile(99).value
-    speedup = baseline.percentile(50).value / p50_ms
-    fits = _fits(budget, latency, baseline, HEADROOM_RATIO)
     return ShapeRow(
         name=str(shape), layers=shape.layers, hidden=shape.hidden, parameters=variant.manifest.parameters.total,
-        p50_ms=p50_ms, p99_ms=p99_ms, speedup=speedup, fits=fits, chosen=False,
+        p50_ms=latency.percentile(50), p99_ms=latency.percentile(99),
+        speedup=median_ratio(baseline.samples_ms, latency.samples_ms),
+        fits=_fits(budget, latency, baseline, HEADROOM_RATIO), chosen=False,
     )  # fmt: skip

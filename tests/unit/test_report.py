@@ -88,8 +88,9 @@ def a_run(**changes: object) -> RunInfo:
 @pytest.fixture(scope="module")
 def report() -> Report:
     shape = ShapeRow(
-        name="2x128", layers=2, hidden=128, parameters=4_400_000, p50_ms=1.1, p99_ms=2.0, speedup=18.0, fits=True,
-        chosen=True,
+        name="2x128", layers=2, hidden=128, parameters=4_400_000, fits=True, chosen=True,
+        p50_ms=Interval(value=1.1, lower=1.0, upper=1.3), p99_ms=Interval(value=2.0, lower=1.8, upper=None),
+        speedup=Interval(value=18.0, lower=16.0, upper=19.0),
     )  # fmt: skip
     steps = {"onnx-fp32": {"largest_logit_difference": 1.2e-6, "fused": {"Attention": 6}, "texts": [1, 2]}}
     run = a_run(
@@ -101,7 +102,7 @@ def report() -> Report:
 def test_json_holds_the_contract(report: Report) -> None:
     tree = json.loads(render(report, "json"))
 
-    assert tree["schema"] == "hasten.report/2"
+    assert tree["schema"] == "hasten.report/3"
     assert {"budget", "baseline", "chosen", "verdict", "host", "variants"} <= set(tree)
     for row in tree["variants"]:
         assert {"name", "format", "precision", "parameters", "size_bytes", "speedup", "verdict", "reasons"} <= set(row)
@@ -348,9 +349,12 @@ def test_counts(number: int, shown: str) -> None:
 
 def test_the_budgets_line_stands_between_the_shapes_that_fit_and_those_that_do_not() -> None:
     def shape(name: str, p50_ms: float, *, fits: bool, chosen: bool = False) -> ShapeRow:
+        p50, p99, ratio = (
+            Interval(value=value, lower=0.9 * value, upper=1.1 * value) for value in (p50_ms, 2 * p50_ms, 20 / p50_ms)
+        )
         return ShapeRow(
-            name=name, layers=1, hidden=64, parameters=1_000_000, p50_ms=p50_ms, p99_ms=2 * p50_ms,
-            speedup=20 / p50_ms, fits=fits, chosen=chosen,
+            name=name, layers=1, hidden=64, parameters=1_000_000, p50_ms=p50, p99_ms=p99, speedup=ratio, fits=fits,
+            chosen=chosen,
         )  # fmt: skip
 
     fitting, slow = shape("3x384", 2.2, fits=True, chosen=True), shape("6x384", 4.4, fits=False)
@@ -359,6 +363,8 @@ def test_the_budgets_line_stands_between_the_shapes_that_fit_and_those_that_do_n
     assert firsts == ["Budget:", "layers", "─" * len(firsts[2]), "3x384", "budget", "6x384", "3x384"]
     assert "≤ 5" in shown
     assert "≥ 8×" in shown
+    assert "2.20 (1.98–2.42)" in shown
+    assert "9.09× (8.18–10.0)" in shown
     assert "the next larger one is too slow" in shown
     none = shapes_as_terminal([shape("6x384", 4.4, fits=False, chosen=True)], Budget(p99_ms=5))
     assert "No shape fits; 6x384 is the fastest that was measured, and would still miss the budget." in none
