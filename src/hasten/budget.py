@@ -219,7 +219,8 @@ def _p99_samples(samples: NDArray[np.float64], limit: float) -> int | None:
     if share_within <= 0.99:
         return None
     independent = max(P99_MIN_SAMPLES, ONE_SIDED_QUANTILE**2 * 0.99 * 0.01 / (share_within - 0.99) ** 2)
-    return math.ceil(independent * percentile_effect(samples, 99))
+    enough = math.ceil(independent * percentile_effect(samples, 99))
+    return enough if len(samples) < P99_MIN_SAMPLES else max(enough, len(samples) + 1)
 
 
 def _with(reason: str, needed: int | None, unit: str) -> str:

@@ -26,6 +26,7 @@ ONE_SIDED = 0.90
 BOOTSTRAP_RESAMPLES = 1999
 BOOTSTRAP_BATCH = 200  # resamples in memory at the same time
 RATIO_SPAN = 1e6
+TURN = 25  # requests of a variant in a row, see `hasten.profiling`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,20 +51,22 @@ def proportion(successes: int, total: int, *, level: float = TWO_SIDED, effect: 
         successes: Number of right answers, 0 to `total`.
         total: Number of rows, at least 1.
         level: Confidence level of the two-sided interval, 0 to 1.
-        effect: The rows' design effect, at least 1; 1 where they are independent. The limits are those of the whole
-            numbers nearest to what rows and successes are worth.
+        effect: The rows' design effect, at least 1; 1 where they are independent.
 
     Returns:
         The proportion (0 to 1) and its interval.
 
     Source:
-        Wilson 1927, as `scipy.stats.binomtest(...).proportion_ci("wilson")` has it.
+        Wilson 1927, as `scipy.stats.binomtest(...).proportion_ci("wilson")` has it for whole numbers; what rows are
+        worth with a design effect is none.
     """
     from scipy import stats
 
-    worth = _worth(total, effect)
-    limits = stats.binomtest(min(worth, round(successes / effect)), worth).proportion_ci(level, method="wilson")
-    return Interval(value=successes / total, lower=float(limits.low), upper=float(limits.high))
+    share, worth, z = successes / total, total / effect, float(stats.norm.ppf((1 + level) / 2))
+    middle = (share + z**2 / (2 * worth)) / (1 + z**2 / worth)
+    half = z / (1 + z**2 / worth) * math.sqrt(share * (1 - share) / worth + z**2 / (4 * worth**2))
+    lower = 0.0 if successes == 0 else middle - half
+    return Interval(value=share, lower=lower, upper=1.0 if successes == total else middle + half)
 
 
 def paired_ratio(new: NDArray[np.bool_], base: NDArray[np.bool_], *, level: float = TWO_SIDED) -> Interval:
@@ -106,14 +109,23 @@ def _ratio_score(ratio: float, both: int, gained: int, lost: int) -> float:
     return (n_new - ratio * n_base) / math.sqrt(variance) if variance > 0 else 0.0
 
 
-def stretch(n: int) -> int:
-    """How many observations that follow each other are taken together, of `n`: the square root of their number.
+def stretch(n: int, *, turns: int = 1) -> int:
+    """How many observations that follow each other are taken together.
+
+    Args:
+        n: How many there are, at least 1.
+        turns: Turns of the profiler that a stretch has at least, where there are eight such stretches.
+
+    Returns:
+        The square root of `n`; where there are that many, rounded up to whole turns.
 
     Source:
-        Flegal and Jones 2010, "Batch means and spectral variance estimators in Markov chain Monte Carlo", Annals of
-        Statistics 38:1034, section 4.
+        Jones, Haran, Caffo and Neath 2006, "Fixed-width output analysis for Markov chain Monte Carlo", JASA 101:1537,
+        for the square root. We differ in the whole turns, since requests of one turn are the most alike.
     """
-    return max(1, math.isqrt(n))
+    if n < 8 * turns * TURN:
+        return max(1, math.isqrt(n))
+    return TURN * max(turns, math.ceil(math.sqrt(n) / TURN))
 
 
 def design_effect(samples: NDArray[Any]) -> float:
@@ -123,21 +135,22 @@ def design_effect(samples: NDArray[Any]) -> float:
         samples: Observations in the order taken; shape [samples], at least one.
 
     Returns:
-        The variance of the sums of all stretches over that of sums of independent observations; at least 1, so that
-        chance cannot narrow an interval.
+        The variance of the sums of all stretches of two turns or more over that of sums of independent observations; at
+        least 1, so that chance cannot narrow an interval.
 
     Source:
         Politis and Romano 1992, "A circular block-resampling procedure for stationary data": the variance that it
-        gives the mean, without resampling. After the last observation comes the first again, so each counts alike.
+        gives the mean, without resampling. After the last observation comes the first again, so each counts alike. We
+        differ by (n - 1) / (n - stretch), which makes the estimate right on average for independent ones.
     """
     n, variance = len(samples), float(samples.var())
-    length = stretch(n)
+    length = stretch(n, turns=2)
     if n == length or variance == 0:
         return 1.0
     apart = samples - samples.mean()
     reached = np.cumsum(np.concatenate([[0.0], apart, apart[: length - 1]]))
     sums = reached[length:] - reached[:-length]
-    return max(1.0, float((sums**2).mean() / (length * (1 - length / n) * variance)))
+    return max(1.0, float((sums**2).mean() / (length * variance) * (n - 1) / (n - length)))
 
 
 def percentile_effect(samples: NDArray[np.float64], q: float) -> float:
@@ -260,8 +273,9 @@ def median_ratio(base: Sequence[float], new: Sequence[float], *, level: float = 
         median(base) / median(new) and the percentile-bootstrap interval over resampled stretches of pairs (seeded).
 
     Source:
-        Efron and Tibshirani 1993, section 8.6 and chapter 13, as `scipy.stats.bootstrap` has it. We differ in that
-        stretches do not overlap; what is left over at the end is in the estimate alone.
+        Carlstein 1986, "The use of subseries values", Annals of Statistics 14:1171, for stretches that do not overlap;
+        Efron and Tibshirani 1993, chapter 13, for the interval, as `scipy.stats.bootstrap` has it. What is left over
+        at the end is in the estimate alone.
     """
     from scipy import stats
 

@@ -73,7 +73,7 @@ class Load:
         errors: Requests that failed in another way, by status; 0 where there was none.
         send_delays_ms: How much later than due each request was sent; what the generator itself adds.
         effect: Design effect of whether a request was answered in time, by the order due: what misses one misses its
-            neighbours.
+            neighbours. 1 where none was missed, since nothing then shows how they would come together.
     """
 
     rate: float

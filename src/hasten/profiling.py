@@ -23,12 +23,14 @@ import numpy as np
 
 from hasten.breakdown import breakdown
 from hasten.errors import DataError, MeasurementError, UsageError
+from hasten.intervals import TURN
 from hasten.measurement import SCHEMA, Latency, Measurement, Quality, Scenario, available_cores, this_host
 from hasten.profiling_worker import Reply, Request
 from hasten.variant import Variant
 from hasten.workload import Workload, random_rows
 
 Progress = Callable[[int, int], None]
+ORDER = "turns drawn anew for each block"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ class ProfileOptions:
 
     threads: int | None = None
     samples: int = 1000
-    block: int = 25
+    block: int = TURN
     warmup: int = 2
     settle_s: float = 0.1
     breakdown_samples: int = 40
@@ -182,7 +184,8 @@ def profile(
 def run_key(variants: Sequence[Variant], workload: Workload, options: ProfileOptions, scenario: str) -> str:
     """Identity (hex) of an interleaved run: what was measured, on which texts, how and where."""
     host = asdict(this_host())
-    parts = [[v.digest for v in variants], workload.digest, asdict(options), scenario, options.resolved_threads, host]
+    how = (asdict(options), options.resolved_threads, ORDER)
+    parts = [[v.digest for v in variants], workload.digest, *how, scenario, host]
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:16]
 
 

@@ -25,6 +25,7 @@ from hasten.variant import Variant
 from hasten.workload import random_rows
 from hasten.workshop import Workshop, make_key
 
+TABLE = "shapes with intervals"
 HEADROOM_RATIO = 1.15
 CLEARLY_RATIO = 1.3
 SHAPE_SAMPLES = 500
@@ -100,7 +101,7 @@ def latency_table(search: Search, shapes: Sequence[Shape], workshop: Workshop) -
             "the model is too small for a student: no shape is smaller; the budget needs a faster machine"
         )
     models = (search.baseline.digest, search.source.digest)
-    key = make_key("shapes", *models, search.texts, search.budget, search.options, list(shapes))
+    key = make_key(TABLE, *models, search.texts, search.budget, search.options, SHAPE_SAMPLES, list(shapes))
     return workshop.cached("shapes", key, list[ShapeRow], lambda: _measure(search, shapes, workshop))
 
 

@@ -100,6 +100,18 @@ def test_the_highest_rate_is_found(capacity: float, start: float) -> None:
     assert len(trials) < 30
 
 
+def test_the_search_asks_no_more_of_misses_than_they_show() -> None:
+    """Ten misses in ten thousand hold; in one burst of that length they do not."""
+    bursts, capacity = replace(made(1, 9990, late=10), effect=100), 300.0
+
+    def tried(rate: float) -> Load:
+        return replace(made(rate, 9990, late=10) if rate <= capacity / 2 else bursts, rate=rate)
+
+    best = highest(find_max(tried, 100, 1e4))
+    assert best is not None
+    assert capacity / 2 / 1.06 <= best.rate <= capacity / 2
+
+
 def test_a_server_that_holds_nothing_ends_the_search() -> None:
     assert highest(find_max(lambda rate: made(rate, 0, late=10), 100, 10)) is None
 

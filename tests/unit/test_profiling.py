@@ -1,0 +1,57 @@
+"""The profiler's turns, without the processes that take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pytest
+
+from hasten import profiling
+from hasten.profiling import ProfileOptions, time_only
+from hasten.profiling_worker import Reply
+
+
+def turns_of(monkeypatch: pytest.MonkeyPatch, names: str, options: ProfileOptions, texts: int) -> list[tuple[str, str]]:
+    """Who was asked what, in which order."""
+    taken = list[tuple[str, str]]()
+
+    class Recorded:
+        def __init__(self, variant: Any, threads: int) -> None:
+            self.name = variant.name
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+        def classify(self, texts: Sequence[str], *, warmup: int) -> Reply:
+            taken.append((self.name, texts[0]))
+            return Reply(samples_ms=[1.0] * len(texts), tokenizer_ms=[0.1] * len(texts), tokens=[3] * len(texts))
+
+    monkeypatch.setattr(profiling, "Worker", Recorded)
+    found = time_only([SimpleNamespace(name=name) for name in names], [f"text {i}" for i in range(texts)], options)
+    assert [len(latency.samples_ms) for latency in found] == [texts] * len(names)
+    return taken
+
+
+def test_every_variant_gets_every_block_and_every_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ProfileOptions(settle_s=0, block=5)
+    taken = turns_of(monkeypatch, "abc", options, 200)
+    rounds = [taken[at : at + 3] for at in range(0, len(taken), 3)]
+    assert [{name for name, _ in one} for one in rounds] == [{"a", "b", "c"}] * 40
+    assert [{text for _, text in one} for one in rounds] == [{f"text {5 * number}"} for number in range(40)]
+    neighbours = {(one, other) for (one, _), (other, _) in pairwise(taken)}
+    assert {(one, other) for one in "abc" for other in "abc" if one != other} <= neighbours
+    assert len({tuple(name for name, _ in one) for one in rounds}) == 6
+
+
+def test_the_order_of_turns_is_that_of_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, again, other = (
+        turns_of(monkeypatch, "abcd", ProfileOptions(settle_s=0, seed=seed), 500) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
