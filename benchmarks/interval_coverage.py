@@ -6,8 +6,8 @@ at most 5 %. Nothing is claimed of a machine of two speeds that last for some re
 allow for what it saw of them; those rows show how far it does, beside intervals that take requests to be independent.
 
 A share of 1,000 runs has a standard error of 0.7 points; 5 % are taken as exceeded when two of them lie above. For p99
-the exact coverage is given too: the limits are order statistics, so it is the same for every continuous latency and
-follows from the binomial distribution.
+the exact coverage without a design effect is given too: the limits are order statistics, so it is the same for every
+continuous latency and follows from the binomial distribution.
 
 Run: `python benchmarks/interval_coverage.py [--runs 1000]`; a few minutes on one core. Designs outside the claims are
 marked in the table and listed in the JSON.
@@ -67,7 +67,8 @@ class Row:
         upper: Share of runs whose one-sided 95 % upper bound is at least the truth; a bound that does not exist holds.
         no_upper: Share of runs whose two-sided interval has no upper limit.
         differs: Share of runs whose two-sided interval leaves out 1, where both variants are equal; None elsewhere.
-        exact: Coverage of the two-sided interval by the binomial distribution; None where it depends on the data.
+        exact: Coverage of the two-sided interval by the binomial distribution where it takes no design effect; None
+            where it depends on the data.
         runs: Number of simulated runs.
     """
 
