@@ -28,14 +28,13 @@ from hasten.profiling import ProfileOptions, profile
 from hasten.progress import Bars
 from hasten.static_student import StaticOptions, train_static
 from hasten.teaching import Lesson
-from hasten.training_plan import WANTED_EPOCHS, plan_training
+from hasten.training_plan import plan_training, wanted_epochs
 from hasten.variant import Variant
 from hasten.workshop import Workshop
 from ingredients import BATCH, LEARNING_RATE, TASK, Arm, Study
 from provenance import HERE, save_result
 
 SHAPES = "6x384,4x384,3x384,2x384,3x256,2x128"
-ARM = Arm(name="answers, more texts", epochs=WANTED_EPOCHS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +107,8 @@ def main(
         for shape in shapes.split(","):
             study = Study(teacher, shop, minutes, bars, shape=shape, texts=texts)
             first = first or study
-            student, how = study.trained(ARM, 0)
+            arm = Arm(name="answers, more texts", epochs=wanted_epochs(study.speeds))
+            student, how = study.trained(arm, 0)
             made.append(study.in_int8(student, shape))
             spent[made[-1].name] = how
         if first is None:

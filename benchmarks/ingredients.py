@@ -168,7 +168,7 @@ class Study:
         minutes, options, rows = arm.times * self.minutes, self.base, len(self.train)
         seconds, transfer = 60 * minutes * (1 - RESERVE), tuple[str, ...]()
         if arm.epochs is not None:
-            plan = plan_training(minutes, self.speeds, labelled=rows, wanted_epochs=arm.epochs)
+            plan = plan_training(minutes, self.speeds, labelled=rows, wanted=arm.epochs)
             epochs, transfer = plan.epochs, self.transfer(plan)
         else:
             left_s = seconds - (rows * self.speeds.answer_s if arm.taught else 0)
