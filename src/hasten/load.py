@@ -28,6 +28,7 @@ from hasten.open_loop import Outcome, post_when_due
 REFUSED = (429, 503)
 ALLOWED_MISSES = 0.01  # what a p99 allows
 DECIDING = 381  # requests; with fewer, not even none missed shows a p99 (Wilson's interval)
+EXPECTED = 440  # so that hardly ever fewer than those come (three standard deviations of a Poisson number)
 PRECISION = 0.05  # of the rate that is looked for
 OVERHEAD_S, OVERHEAD_RATE = 2.0, 50.0
 HIGHEST_MS, DIGITS = 60_000, 3
@@ -216,13 +217,13 @@ def find_max(
     Args:
         try_rate: Offers a load of a rate.
         start: Where to begin, requests a second.
-        seconds: How long each trial lasts; rates that offer fewer than `DECIDING` requests in it are not tried.
+        seconds: How long each trial lasts; rates that offer fewer than `EXPECTED` requests in it are not tried.
         holds: Whether a trial's rate holds.
 
     Returns:
         All trials, in their order. The best is the last of the highest rate that holds.
     """
-    least = DECIDING / seconds
+    least = EXPECTED / seconds
     trials = [try_rate(max(start, least))]
     start = trials[0].rate
     low, high = (start, None) if holds(trials[0]) else (None, start)

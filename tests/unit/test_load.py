@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from serving import OPTIONS, live, make_app
 
 from hasten.cli import main
 from hasten.errors import MeasurementError, UsageError
 from hasten.load import (
     DECIDING,
+    EXPECTED,
     Load,
     LoadOptions,
     due_times,
@@ -120,7 +122,8 @@ def test_rates_that_offer_too_few_requests_to_decide_are_not_tried() -> None:
     assert not made(1, DECIDING - 1).holds
     assert made(1, DECIDING).holds
     tried = [trial.rate for trial in find_max(lambda rate: made(rate, 0, late=10), 10, 10)]
-    assert tried == [DECIDING / 10]
+    assert tried == [EXPECTED / 10]
+    assert stats.poisson(EXPECTED).cdf(DECIDING - 1) < 0.003
 
 
 def test_the_generator_knows_what_it_adds() -> None:
