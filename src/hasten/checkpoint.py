@@ -55,7 +55,7 @@ def import_checkpoint(
         config = _read_json(folder / "config.json")
         _check_config(folder, config, new_head=new_labels is not None)
         with building(out) as draft:
-            model, tokenizer = _load(folder, new_labels, seed)
+            model, tokenizer = _load(folder, config.get("id2label") or {}, new_labels, seed)
             _save(model, tokenizer, draft)
             sealed = finish(draft, _manifest(name, model, tokenizer))
     return Variant(path=out.resolve(), manifest=sealed)
@@ -118,7 +118,7 @@ def _check_config(folder: Path, config: Mapping[str, Any], *, new_head: bool) ->
         raise ArtifactError(f"{folder}: the task is {task}; hasten takes single-label classification for now")
 
 
-def _load(folder: Path, new_labels: Sequence[str] | None, seed: int) -> tuple[Any, Any]:
+def _load(folder: Path, named: Mapping[str, str], new_labels: Sequence[str] | None, seed: int) -> tuple[Any, Any]:
     try:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -141,9 +141,28 @@ def _load(folder: Path, new_labels: Sequence[str] | None, seed: int) -> tuple[An
             f"{folder}: the checkpoint has no weights for {', '.join(missing[:4])}; "
             "it is not a fine-tuned sequence classifier (fine-tune it first)"
         )
+    if new_labels is not None and not (missing or info["mismatched_keys"]):
+        _name_answers(model, named, new_labels)
     if not getattr(tokenizer, "is_fast", False):
         raise ArtifactError(f"{folder}: its tokenizer cannot be saved as tokenizer.json, which serving needs")
     return model.eval(), tokenizer
+
+
+def _name_answers(model: Any, named: Mapping[str, str], labels: Sequence[str]) -> None:
+    """Puts the answers of a head that was kept in the labels' order; where it knows others, it starts anew."""
+    import torch
+
+    names = [named[i] for i in sorted(named, key=int)]
+    if names == list(labels):
+        return
+    *_, last = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == len(labels))
+    if sorted(names) != sorted(labels):
+        last.reset_parameters()
+        return
+    order = [names.index(label) for label in labels]
+    with torch.no_grad():
+        for weight in last.parameters():
+            weight.copy_(weight[order])
 
 
 def _new_head(labels: Sequence[str]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from hasten.cli_options import (
     one_of,
     precision_of,
 )
+from hasten.errors import UsageError
 from hasten.optimize_options import Layers as LayerChoice
 from hasten.teaching import DistillOptions
 from hasten.teaching import Objective as Answers
@@ -91,7 +92,7 @@ def distill(
     from hasten.progress import Bars
     from hasten.students import stand_for
     from hasten.teaching import Lesson
-    from hasten.training_plan import check_minutes
+    from hasten.training_plan import check_minutes, refitted
     from hasten.transfer import widened
 
     check_minutes(minutes, guided=guide_epochs > 0)
@@ -112,14 +113,17 @@ def distill(
         spaced = one_of("--layers", layers, get_args(LayerChoice)) == "spaced"
         start = _student_start(whole, shape, () if spaced else data.texts, work / "start", seed)
         lesson = Lesson(data=data, transfer=tuple(more), teacher=source, guide=source, layers=stand_for(source, start))
+        plan = None
         if minutes is not None:
             bars.stage("planning the minutes")
-            plan = _planned(minutes, start, lesson, options, work)
-            options = replace(options, train=replace(options.train, epochs=plan.epochs))
+            plan = _planned(minutes, start, lesson, guarded, options, work)
             wanted = replace(wanted, augment=plan.augment)
             bars.stage(str(plan))
         bars.stage("widening the training texts")
         lesson = replace(lesson, transfer=widened(source, data.texts, more, guarded, wanted).texts)
+        if plan is not None:
+            epochs = refitted(plan, len(lesson.texts)).epochs
+            options = replace(options, train=replace(options.train, epochs=epochs))
         bars.stage(f"distilling a student of {shape}")
         made = distillation.distill(
             start, out, options, name=name or out.name, lesson=lesson, work=work, progress=bars.advance
@@ -133,23 +137,30 @@ def _student_start(whole: Variant, shape: str, texts: Sequence[str], out: Path, 
     from hasten.layer_choice import layer_influences, most_influential
     from hasten.students import init_student, parse_shapes, shape_of
 
-    (cut,) = parse_shapes(shape, shape_of(whole))
+    cuts = parse_shapes(shape, shape_of(whole))
+    if len(cuts) != 1:
+        raise UsageError(f"--shape is one shape, such as 2x128, not {shape}")
+    cut = cuts[0]
     layers = most_influential(layer_influences(whole, texts), cut.layers) if texts else None
     return init_student(whole, cut, out, name=out.name, layers=layers, seed=seed)
 
 
-def _planned(minutes: float, start: Variant, lesson: Lesson, options: DistillOptions, work: Path) -> TrainingPlan:
+def _planned(
+    minutes: float, start: Variant, lesson: Lesson, guarded: Sequence[str], options: DistillOptions, work: Path
+) -> TrainingPlan:
     """How the minutes are spent; what was planned once stays, so that an interrupted run ends the same."""
     import msgspec
 
     from hasten.files import write_atomically
     from hasten.teaching import answered_texts
     from hasten.training_plan import TrainingPlan, measured_speeds, plan_training
+    from hasten.transfer import TransferOptions, guarding_seconds
     from hasten.workshop import make_key
 
     path = work / f"plan-{make_key(start.digest, *lesson.identity, options, minutes)[:16]}.json"
     if not path.is_file():
-        speeds = measured_speeds(start, lesson, options)
+        new_s = guarding_seconds(lesson.texts, guarded, TransferOptions().nearly_equal)
+        speeds = replace(measured_speeds(start, lesson, options), new_s=new_s)
         answered = answered_texts(lesson.teacher, lesson.texts, work) if lesson.teacher else 0
         plan = plan_training(
             minutes, speeds, labelled=len(lesson.data), unlabelled=len(lesson.transfer), answered=answered

@@ -15,7 +15,7 @@ from pathlib import Path
 from hasten.budget import Budget
 from hasten.errors import HastenError
 from hasten.intervals import median_ratio
-from hasten.measurement import Latency
+from hasten.measurement import Latency, this_host
 from hasten.onnx_export import export
 from hasten.profiling import ProfileOptions, time_only
 from hasten.quantization import quantize
@@ -101,7 +101,9 @@ def latency_table(search: Search, shapes: Sequence[Shape], workshop: Workshop) -
             "the model is too small for a student: no shape is smaller; the budget needs a faster machine"
         )
     models = (search.baseline.digest, search.source.digest)
-    key = make_key(TABLE, *models, search.texts, search.budget, search.options, SHAPE_SAMPLES, list(shapes))
+    host = this_host()
+    machine = (host.cpu, host.cores, host.instructions)
+    key = make_key(TABLE, *models, search.texts, search.budget, search.options, SHAPE_SAMPLES, list(shapes), machine)
     return workshop.cached("shapes", key, list[ShapeRow], lambda: _measure(search, shapes, workshop))
 
 
@@ -109,22 +111,29 @@ def _measure(search: Search, shapes: Sequence[Shape], workshop: Workshop) -> lis
     rows = random_rows(len(search.texts), SHAPE_SAMPLES, seed=search.options.seed)
     texts = [search.texts[row] for row in rows]
     untrained = _worth_timing(search, shapes, texts[:GLANCE_SAMPLES], workshop)
-    baseline, *latencies = time_only([search.baseline, *untrained], texts, search.options)
-    table = [_row(search.budget, s, v, x, baseline) for s, v, x in zip(shapes, untrained, latencies, strict=False)]
+    baseline, *latencies = time_only([search.baseline, *untrained.values()], texts, search.options)
+    table = [
+        _row(search.budget, shape, variant, latency, baseline)
+        for (shape, variant), latency in zip(untrained.items(), latencies, strict=True)
+    ]
     shutil.rmtree(workshop.work / "shapes")
-    best = largest_fitting([(shape, row.fits) for shape, row in zip(shapes, table, strict=False)]) or shapes[0]
+    best = largest_fitting([(shape, row.fits) for shape, row in zip(untrained, table, strict=True)]) or shapes[0]
     return [replace(row, chosen=row.name == str(best)) for row in table]
 
 
-def _worth_timing(search: Search, shapes: Sequence[Shape], texts: Sequence[str], workshop: Workshop) -> list[Variant]:
-    """Builds shapes from the smallest up, until a glance shows one that is clearly too slow; that one is kept too."""
+def _worth_timing(
+    search: Search, shapes: Sequence[Shape], texts: Sequence[str], workshop: Workshop
+) -> dict[Shape, Variant]:
+    """Builds shapes from the smallest up, without those that have all of one that a glance showed to be too slow."""
     (baseline,) = time_only([search.baseline], texts, search.options)
-    built: list[Variant] = []
+    built, slow = dict[Shape, Variant](), list[Shape]()
     for shape in shapes:
-        built.append(_untrained(search.source, shape, workshop))
-        (latency,) = time_only(built[-1:], texts, search.options)
+        if any(shape.holds(other) for other in slow):
+            continue
+        built[shape] = _untrained(search.source, shape, workshop)
+        (latency,) = time_only([built[shape]], texts, search.options)
         if not _fits(search.budget, latency, baseline, 1 / CLEARLY_RATIO):
-            break
+            slow.append(shape)
     return built
 
 

@@ -37,7 +37,7 @@ LAYER = re.compile(r"^(.*\.layers?\.)(\d+)(\..*)$")
 HEADS_OUT = re.compile(
     r"(query|key|value|query_proj|key_proj|value_proj|q_lin|k_lin|v_lin|attn\.[qkv])\.(weight|bias)$"
 )
-HEADS_IN = re.compile(r"(attention\.output\.dense|out_lin|attn\.o|attn\.Wo)\.weight$")
+HEADS_IN = re.compile(r"(attention\.output\.dense|attention\.dense|out_lin|attn\.o|attn\.Wo)\.weight$")
 HEADS_OUT_FUSED = re.compile(r"attn\.Wqkv\.(weight|bias)$")  # queries, keys and values, one under the other
 VALUES = re.compile(r"(value|value_proj|v_lin|attn\.v)\.weight$")
 VERSIONED = ("torch", "transformers")
@@ -65,6 +65,11 @@ class Shape:
     def __str__(self) -> str:
         """Layers x hidden, such as `3x384` or `3x384f768`."""
         return f"{self.layers}x{self.hidden}{self.variation}"
+
+    def holds(self, other: Shape) -> bool:
+        """Whether it is at least as deep, as wide and as high in its feed-forward blocks, so no faster."""
+        pairs = ((self.layers, other.layers), (self.hidden, other.hidden), (self.intermediate, other.intermediate))
+        return all(own >= its for own, its in pairs)
 
     @property
     def encoder_weights(self) -> int:
@@ -326,7 +331,7 @@ class _Maps:
         prefix = f"{match[1]}{match[2]}." if match else ""
         score = self._torch.ones(self._old.intermediate)
         for other, weight in self._weights.items():
-            if not other.startswith(prefix) or weight.dim() != 2:
+            if not other.startswith(prefix) or weight.dim() != 2 or HEADS_OUT_FUSED.search(other):
                 continue
             if self._old.intermediate in weight.shape:
                 score *= weight.norm(dim=1 - list(weight.shape).index(self._old.intermediate))

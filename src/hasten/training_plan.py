@@ -43,10 +43,12 @@ class Speeds:
     Attributes:
         answer_s: Seconds for the teacher to answer it.
         train_s: Seconds for a training step of the student, over the texts of the step.
+        new_s: Seconds to hold a new text against the validation and test rows, before it is answered.
     """
 
     answer_s: float
     train_s: float
+    new_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,7 @@ class TrainingPlan:
         speeds: What the plan rests on.
         predicted_s: Seconds that it will take.
         answered: Texts that the teacher has answered before.
+        new: Texts to make.
     """
 
     minutes: float
@@ -70,6 +73,7 @@ class TrainingPlan:
     speeds: Speeds
     predicted_s: float
     answered: int = 0
+    new: int = 0
 
     def __str__(self) -> str:
         """The plan in a sentence."""
@@ -135,9 +139,8 @@ def plan_training(
     seconds = 60 * minutes * (1 - RESERVE) + saved_s
     each_s = speeds.answer_s + (wanted or wanted_epochs(speeds)) * speeds.train_s
     most = round(MOST_NEW_TEXTS * labelled)
-    new = min(most, max(0, math.floor((seconds - texts * each_s) / each_s)))
-    left_s = seconds - (texts + new) * speeds.answer_s
-    epochs = min(MOST_EPOCHS, left_s / ((texts + new) * speeds.train_s))
+    new = min(most, max(0, math.floor((seconds - texts * each_s) / (each_s + speeds.new_s))))
+    epochs = _passes(seconds, speeds, texts, new)
     if epochs < LEAST_EPOCHS:
         needed = (texts * (speeds.answer_s + LEAST_EPOCHS * speeds.train_s) - saved_s) / (1 - RESERVE) / 60
         raise UsageError(
@@ -145,9 +148,38 @@ def plan_training(
             f"{needed:.1f} minutes on this machine; give more, or fewer texts"
         )
     return TrainingPlan(
-        minutes=minutes, epochs=epochs, texts=texts, augment=new / labelled, speeds=speeds, answered=answered,
-        predicted_s=(texts + new) * (speeds.answer_s + epochs * speeds.train_s) - saved_s,
+        minutes=minutes, epochs=epochs, texts=texts, augment=new / labelled, speeds=speeds, answered=answered, new=new,
+        predicted_s=_seconds(speeds, texts, new, epochs) - saved_s,
     )  # fmt: skip
+
+
+def refitted(plan: TrainingPlan, texts: int) -> TrainingPlan:
+    """The plan once the new texts are there: fewer than planned leave time for more passes.
+
+    Args:
+        plan: As it was made.
+        texts: How many texts there are, new ones included, at least 1.
+
+    Returns:
+        The plan with its passes, and the seconds they take; `augment` stays what was asked for.
+    """
+    new, saved_s = max(0, texts - plan.texts), plan.answered * plan.speeds.answer_s
+    if texts == plan.texts + plan.new:
+        return plan
+    there = texts - new
+    epochs = _passes(60 * plan.minutes * (1 - RESERVE) + saved_s, plan.speeds, there, new)
+    return replace(plan, epochs=epochs, new=new, predicted_s=_seconds(plan.speeds, there, new, epochs) - saved_s)
+
+
+def _passes(seconds: float, speeds: Speeds, texts: int, new: int) -> float:
+    """Passes over all texts for which there is time beside the answers and the making of new ones."""
+    left_s = seconds - (texts + new) * speeds.answer_s - new * speeds.new_s
+    return min(MOST_EPOCHS, left_s / ((texts + new) * speeds.train_s))
+
+
+def _seconds(speeds: Speeds, texts: int, new: int, epochs: float) -> float:
+    """What all of it takes, with every text answered."""
+    return (texts + new) * (speeds.answer_s + epochs * speeds.train_s) + new * speeds.new_s
 
 
 def measured_speeds(start: Variant, lesson: Lesson, options: DistillOptions) -> Speeds:

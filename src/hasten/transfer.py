@@ -15,6 +15,7 @@ What equals, or nearly equals, a guarded text (validation and test rows) is left
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ from hasten.workload import normalised
 
 BLOCK_TEXTS = 2000
 BLOCK_WORDS = 1000
+TIMED_TEXTS = 200
 MOST_ATTEMPTS = 4  # for each text wanted; short training texts soon give nothing new
 LEAST_WORDS = 3
 Neighbours = Mapping[str, Sequence[str]]
@@ -256,6 +258,25 @@ def _whole_words(tokenizer: Any) -> dict[str, int]:
     }
 
 
+def guarding_seconds(texts: Sequence[str], guarded: Sequence[str], similarity: float) -> float:
+    """Seconds a text that `nearly_equal_rows` takes here, which grows with the number of guarded ones.
+
+    Args:
+        texts: Texts like those to come, at least one; the first few hundred are taken.
+        guarded: As of `nearly_equal_rows`, as are the errors.
+        similarity: The same.
+
+    Returns:
+        Seconds.
+    """
+    if not guarded:
+        return 0.0
+    some = texts[:TIMED_TEXTS]
+    began = time.perf_counter()
+    nearly_equal_rows(some, guarded, similarity)
+    return (time.perf_counter() - began) / len(some)
+
+
 def nearly_equal_rows(texts: Sequence[str], guarded: Sequence[str], similarity: float) -> set[int]:
     """Which texts equal or nearly equal a guarded one.
 
@@ -278,6 +299,8 @@ def nearly_equal_rows(texts: Sequence[str], guarded: Sequence[str], similarity: 
     found: set[int] = set()
     for start in range(0, len(texts), BLOCK_TEXTS):
         block = [normalised(text) for text in texts[start : start + BLOCK_TEXTS]]
-        scores = process.cdist(block, others, scorer=fuzz.ratio, score_cutoff=100 * similarity, dtype=np.uint8)
+        scores = process.cdist(
+            block, others, scorer=fuzz.ratio, score_cutoff=100 * similarity, dtype=np.uint8, workers=-1
+        )  # fmt: skip
         found |= {start + int(row) for row in np.flatnonzero(scores.any(axis=1))}
     return found

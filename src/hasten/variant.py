@@ -278,10 +278,10 @@ def _replace_folder(draft: Path, out: Path) -> None:
 
 
 def sweep_drafts(folder: Path) -> None:
-    """Removes what an interrupted `building` left in a folder that nobody else is writing to."""
+    """Removes what an interrupted `building` or writing of a file left in a folder that nobody else is writing to."""
     for pattern in (".*.draft", ".*.old"):
         for path in folder.glob(pattern):
-            shutil.rmtree(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def seal(draft: Path, manifest: Manifest) -> Manifest:

@@ -28,8 +28,8 @@ from hasten.student_search import Search, latency_table, shapes_to_measure
 from hasten.students import Shape, init_student, shape_of, stand_for
 from hasten.teaching import DistillOptions, Lesson, answered_texts
 from hasten.torch_training import TrainOptions
-from hasten.training_plan import TrainingPlan, measured_speeds, plan_training
-from hasten.transfer import TransferOptions, TransferSet, widened
+from hasten.training_plan import TrainingPlan, measured_speeds, plan_training, refitted
+from hasten.transfer import TransferOptions, TransferSet, guarding_seconds, widened
 from hasten.variant import Variant
 from hasten.workload import random_rows
 from hasten.workshop import Workshop, make_key
@@ -152,15 +152,18 @@ class Maker:
     def trained(self, start: Variant, name: str, teacher: Variant | None, number: int = 0) -> Variant:
         """A student from the given number's seed, trained on the teacher's logits and the labels, or these alone."""
         train, transfer = self._seeded(self.options.distill.train, number), self.options.transfer
-        if teacher is not None and (plan := self._plan(start, teacher)) is not None:
-            train, transfer = replace(train, epochs=plan.epochs), replace(transfer, augment=plan.augment)
+        plan = None if teacher is None else self._plan(start, teacher)
+        if plan is not None:
+            transfer = replace(transfer, augment=plan.augment)
+        lesson = self._lesson(start, teacher, transfer)
+        if plan is not None:
+            self.training_plan = refitted(plan, len(lesson.texts))
+            train = replace(train, epochs=self.training_plan.epochs)
         elif (plan := self.training_plan) is not None:  # the control gets no more time than the student
             most = plan.predicted_s / (len(self.data.train) * plan.speeds.train_s)
             train = replace(train, epochs=min(train.epochs, most))
         self.observer.stage(f"distilling {name}" if teacher else f"training {name}, without the teacher")
-        return self._taught(
-            start, name, self._lesson(start, teacher, transfer), replace(self.options.distill, train=train)
-        )
+        return self._taught(start, name, lesson, replace(self.options.distill, train=train))
 
     def finished(self, trained: Variant, name: str, teacher: Variant, quantized: str) -> Variant:
         """A trained student, trained on for a little with its products rounded as those of its INT8 form."""
@@ -219,8 +222,10 @@ class Maker:
 
         def plan() -> TrainingPlan:
             speeds = measured_speeds(start, lesson, options)
+            new_s = guarding_seconds(lesson.texts, self._guarded(), self.options.transfer.nearly_equal)
             return plan_training(
-                self.options.minutes or 0, speeds, labelled=len(self.data.train), unlabelled=len(more),
+                self.options.minutes or 0, replace(speeds, new_s=new_s), labelled=len(self.data.train),
+                unlabelled=len(more),
                 answered=answered_texts(teacher, lesson.texts, self.shop.work),
             )  # fmt: skip
 
@@ -242,7 +247,7 @@ class Maker:
         if not (options.augment or self.data.unlabelled):
             return TransferSet()
         self.observer.stage("widening the training texts")
-        train, guarded = self.data.train.texts, (*self.data.valid.texts, *self.data.test.texts)
+        train, guarded = self.data.train.texts, self._guarded()
         key = make_key(self.baseline.digest, train, guarded, self.data.unlabelled, options)
         found: TransferSet = self.shop.cached(
             "transfer", key, TransferSet,
@@ -250,6 +255,10 @@ class Maker:
         )  # fmt: skip
         self.transfer_counts = found.counts
         return found
+
+    def _guarded(self) -> tuple[str, ...]:
+        """Texts that no new text may come near."""
+        return (*self.data.valid.texts, *self.data.test.texts)
 
     def _searched(self, source: Variant, name: str) -> QuantizeOptions:
         """The way to quantize that the validation data speak for."""

@@ -69,11 +69,8 @@ class Workshop:
             raise HastenError(f"{self.out}: cannot be written: {error}; choose another --out or make room") from error
 
     def _sweep(self) -> None:
-        for folder in (self.variants, self.work, self.work / "shapes"):
+        for folder in (self.out, self.variants, self.measurements, self.work, self.work / "shapes"):
             sweep_drafts(folder)
-        for folder in (self.out, self.variants, self.measurements, self.work):
-            for draft in folder.glob(".*.draft"):
-                draft.unlink()
 
     def variant(self, name: str, key: str, build: Callable[[Path], Variant], *, folder: Path | None = None) -> Variant:
         """A variant made for this key: the one that stands there, or a new one.

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import labelled_rows
+from conftest import labelled_rows, tiny_config
 from hasten.checkpoint import import_checkpoint
 from hasten.errors import ArtifactError, UsageError
 from hasten.golden import replay_golden
@@ -32,7 +32,7 @@ from hasten.variant import Variant, open_variant
 MINILM = Shape(layers=6, hidden=384, heads=12, intermediate=1536)
 TINY = Shape(layers=2, hidden=32, heads=4, intermediate=64)
 TEXTS = [text for text, _ in labelled_rows(12, seed=11)]
-ARCHITECTURES = ("bert", "distilbert", "roberta", "mpnet", "electra", "deberta-v2", "modernbert")
+ARCHITECTURES = ("bert", "distilbert", "roberta", "mpnet", "electra", "deberta-v2", "modernbert", "albert")
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,8 @@ def test_a_smaller_student_loads_and_answers(
     assert np.isfinite(answers).all()
     assert np.ptp(answers, axis=0).max() > 1e-4, "every text gets the same answer"
     assert shape_of(made) == shape
-    assert made.manifest.parameters.encoder < source.manifest.parameters.encoder
+    shared = architecture == "albert" and hidden == TINY.hidden  # all of its layers have the same weights
+    assert (made.manifest.parameters.encoder < source.manifest.parameters.encoder) is not shared
     assert replay_golden(made) <= 1e-5
     assert (made.labels, made.manifest.max_tokens) == (source.labels, source.manifest.max_tokens)
 
@@ -211,6 +212,62 @@ def test_a_narrow_student_keeps_the_heads_and_neurons_that_weigh_most(
     for part, kept in (("attention.self.query", head), ("attention.self.value", head), ("intermediate.dense", neurons)):
         name = f"bert.encoder.layer.1.{part}.bias"
         np.testing.assert_array_equal(ours[name], weights[name][kept], err_msg=name)
+
+
+def test_a_narrow_albert_keeps_the_same_heads_on_both_sides(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    raw, heads = Path(shutil.copytree(checkpoint("albert"), tmp_path / "raw")), slice(16, 32)
+    weights, layer = load_file(raw / "model.safetensors"), "albert.encoder.albert_layer_groups.0.albert_layers.0."
+    weights[f"{layer}attention.value.weight"][heads] *= 9
+    weights[f"{layer}attention.dense.weight"][:, heads] *= 9
+    save_file(weights, raw / "model.safetensors", metadata={"format": "pt"})
+    source = import_checkpoint(str(raw), tmp_path / "torch-fp32")
+    student = init_student(source, student_shape(TINY, 2, 16), tmp_path / "student", name="student")
+    ours = load_file(student.path / student.weights)
+    np.testing.assert_array_equal(
+        ours[f"{layer}attention.query.bias"], weights[f"{layer}attention.query.bias"][heads]
+    )
+    kept, left = (weights[f"{layer}attention.dense.weight"][:, columns] for columns in (heads, slice(16)))
+    assert np.linalg.norm(ours[f"{layer}attention.dense.weight"]) > 0.4 * np.linalg.norm(kept)
+    assert np.linalg.norm(kept) > 5 * np.linalg.norm(left)
+
+
+def test_neurons_are_weighed_by_their_own_weights_where_those_of_attention_are_as_many(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In ModernBERT-base there are as many rows of queries, keys and values as of both halves of a gated block."""
+    import torch
+    from safetensors.numpy import load_file, save_file
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint("modernbert"))
+    config = tiny_config("modernbert", len(tokenizer))
+    config.intermediate_size = 48
+    torch.manual_seed(0)
+    raw, neurons = tmp_path / "raw", slice(24, 36)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(raw)
+    tokenizer.save_pretrained(raw)
+    weights = load_file(raw / "model.safetensors")
+    for name in [name for name in weights if "mlp.Wi" in name]:
+        weights[name][neurons] *= 3
+    for name in [name for name in weights if "attn.Wqkv" in name]:
+        weights[name][:24] *= 50
+    save_file(weights, raw / "model.safetensors", metadata={"format": "pt"})
+    source = import_checkpoint(str(raw), tmp_path / "torch-fp32")
+    shape = Shape(layers=2, hidden=32, heads=4, intermediate=12)
+    ours = load_file(init_student(source, shape, tmp_path / "student", name="student").path / "model.safetensors")
+    for name in [name for name in ours if "mlp.Wi" in name]:
+        np.testing.assert_array_equal(ours[name][:12], weights[name][neurons], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "other", "holds"),
+    [("3x128", "2x128", True), ("2x128", "2x128", True), ("2x256", "3x128", False), ("2x256f128", "2x128", False)],
+)
+def test_a_shape_holds_what_is_nowhere_larger(shape: str, other: str, *, holds: bool) -> None:
+    (one,), (small,) = parse_shapes(shape, MINILM), parse_shapes(other, MINILM)
+    assert one.holds(small) is holds
 
 
 def test_the_projected_embeddings_keep_as_much_as_their_width_can(

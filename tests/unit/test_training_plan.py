@@ -25,6 +25,7 @@ from hasten.training_plan import (
     Speeds,
     measured_speeds,
     plan_training,
+    refitted,
     typical_steps,
     wanted_epochs,
 )
@@ -86,6 +87,30 @@ def test_passes_are_wanted_by_what_an_answer_costs(answers: float, trainings: fl
     assert wanted_epochs(speeds) == pytest.approx(passes)
     if 1.5 < passes < 8:
         assert speeds.answer_s == pytest.approx(0.4 * (speeds.answer_s + passes * speeds.train_s))
+
+
+@given(st.floats(5, 60), COSTS, COSTS, st.floats(0, 0.1), st.integers(10, 1000), st.floats(0, 1))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_fewer_new_texts_than_planned_leave_time_for_more_passes(
+    minutes: float, answer_s: float, train_s: float, new_s: float, labelled: int, share: float
+) -> None:
+    speeds = Speeds(answer_s=answer_s, train_s=train_s, new_s=new_s)
+    assume(labelled * (answer_s + 0.3 * train_s) < 50 * minutes)
+    plan = plan_training(minutes, speeds, labelled=labelled)
+    assert plan.predicted_s <= 60 * minutes
+    assert refitted(plan, labelled + plan.new) == plan
+    less = refitted(plan, labelled + int(share * plan.new))
+    assert less.epochs >= plan.epochs * (1 - 1e-9)
+    assert less.augment == plan.augment
+    assert less.epochs == MOST_EPOCHS or less.predicted_s == pytest.approx(60 * minutes * 0.95, rel=1e-6)
+
+
+def test_new_texts_are_fewer_where_it_takes_long_to_hold_them_against_others() -> None:
+    quick, slow = (
+        plan_training(60, Speeds(answer_s=0.01, train_s=0.005, new_s=new_s), labelled=10_000) for new_s in (0, 0.1)
+    )
+    assert slow.new < quick.new / 3
+    assert slow.predicted_s == pytest.approx(quick.predicted_s, rel=1e-3)
 
 
 def test_the_plan_in_a_sentence() -> None:

@@ -123,6 +123,7 @@ def test_what_an_interruption_left_is_swept(folder: Path) -> None:
     for name in (".torch-fp32.12345678.draft", ".torch-fp32.12345678.old"):
         (folder.parent / name).mkdir()
         (folder.parent / name / "file").write_text("x")
+    (folder.parent / ".student.checkpoint.safetensors.1234.draft").write_text("half a checkpoint")
     sweep_drafts(folder.parent)
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
     open_variant(folder)
