@@ -32,6 +32,7 @@ Row = TypeVar("Row")
 
 GAIN = 0.95  # together must save at least a twentieth of what the joining row costs alone
 NEVER = math.inf
+LEAST_WATCH_S = 1e-3  # between two looks at who waited too long
 FIRST_DEVIATION_S = 5e-4
 
 
@@ -170,6 +171,7 @@ class Batcher(Generic[Item, Row]):
         self._lateness_s = Spread(mean=0.0, deviation=FIRST_DEVIATION_S)  # of answers, against their prediction
         self._own_s = Spread(mean=0.0, deviation=FIRST_DEVIATION_S)  # of rows that are submitted together
         self._closing = False
+        self._watch: asyncio.TimerHandle | None = None  # until the earliest deadline of those who waited
 
     @property
     def closing(self) -> bool:
@@ -205,7 +207,7 @@ class Batcher(Generic[Item, Row]):
         now_s = perf_counter()
         if self._workers - len(self._running) > len(self._waiting):
             return 0.0
-        running_s = sum(max(0.0, batch.done_s - now_s) for batch in self._running)
+        running_s = sum(abs(batch.done_s - now_s) for batch in self._running)  # overdue: for as long again
         return (running_s + self._waiting_s) / self._workers
 
     def require_time(self, deadline_s: float) -> None:
@@ -280,7 +282,8 @@ class Batcher(Generic[Item, Row]):
         if any(tokens < 1 for tokens in costs_tokens):
             raise ValueError(f"costs in tokens are {list(costs_tokens)}; each must be at least 1")
         now_s, loop = perf_counter(), asyncio.get_running_loop()
-        own_s = sum(self._costs.seconds(1, tokens) for tokens in costs_tokens)
+        each_s = [self._costs.seconds(1, tokens) for tokens in costs_tokens]
+        own_s = max(max(each_s, default=0.0), sum(each_s) / self._workers)
         predicted_s = now_s + self.queued_s() + own_s
         self._own_s.observe(own_s)
         if deadline_s < NEVER:
@@ -298,7 +301,20 @@ class Batcher(Generic[Item, Row]):
         ]
         self._wait([*self._alive(), *admitted])
         self._start_batches()
+        self._watch_deadlines()
         return [waiter.outcome for waiter in admitted]
+
+    def _watch_deadlines(self) -> None:
+        """Sees to it that those who wait are told when it is too late for them, also where no worker gets free."""
+        earliest_s = min((waiter.deadline_s for waiter in self._waiting), default=NEVER)
+        if self._watch is None and earliest_s < NEVER:
+            after_s = max(LEAST_WATCH_S, earliest_s - perf_counter())
+            self._watch = asyncio.get_running_loop().call_later(after_s, self._expire)
+
+    def _expire(self) -> None:
+        self._watch = None
+        self._wait(self._in_time())
+        self._watch_deadlines()
 
     def _start_batches(self) -> None:
         while self._waiting and len(self._running) < self._workers and (rows := self._next_batch()):
@@ -350,7 +366,7 @@ class Batcher(Generic[Item, Row]):
             self._costs.observe(len(rows), batch.longest_tokens, finished.ended_s - finished.started_s)
             now_s = perf_counter()  # when the event loop comes to it, which is when the answer can be sent
             for waiter in rows:
-                self._lateness_s.observe(now_s - waiter.predicted_s)
+                self._lateness_s.observe(max(0.0, now_s - waiter.predicted_s))  # what came early makes none late
         for waiter, outcome in zip(rows, finished.outcomes, strict=True):
             if not waiter.outcome.done():
                 waiter.outcome.set_result(_answer(waiter, outcome, finished, len(rows)))
@@ -367,6 +383,8 @@ class Batcher(Generic[Item, Row]):
         while self._running:
             self._idle.clear()
             await self._idle.wait()
+        if self._watch is not None:
+            self._watch.cancel()
         self._pool.close()
 
 

@@ -13,6 +13,7 @@ for its answer.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Coroutine
 from http import HTTPStatus
 from time import perf_counter
@@ -26,6 +27,7 @@ from hasten.calls import READ_S, SHORT_WAY, Call, RawHeaders, Reply, ShortWay
 
 T = TypeVar("T")
 
+UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 MOST_HEAD_BYTES = 64 * 1024
 MOST_FRAMING_BYTES = 2 * 1024**2  # of a body: what is not its content, such as sizes of chunks and trailers
 HEAD_S, BODY_S = 10.0, 30.0
@@ -104,6 +106,15 @@ class DirectCall(Call):
             raise ClientDisconnect from None
 
 
+def without_upgrade(data: bytes) -> bytes:
+    """What was received, its head's offer of another protocol renamed: a server may pass it over (RFC 9110, 7.8).
+
+    The parser would take what follows such a head for that other protocol, and some clients offer one in every request.
+    """
+    found = UPGRADE.search(data, 0, data.find(b"\r\n\r\n") + 1 or len(data))
+    return data if found is None else data[: found.start()] + b"\r\nx-upgrade:" + data[found.end() :]
+
+
 class Connection(HttpToolsProtocol):
     """A connection that answers what is asked most itself.
 
@@ -150,6 +161,9 @@ class Connection(HttpToolsProtocol):
         self._head_bytes, self._in_body = None, True
         self._framing_bytes = 0
         self._refused = self.transport.is_closing()
+        if self.parser.should_upgrade():  # what follows would be of another protocol, so no body could be told from it
+            self._in_body, self._refused = False, True
+            self._refuse(HTTPStatus.BAD_REQUEST)
         if not self._refused and not self._goes_the_short_way():
             super().on_headers_complete()
 
@@ -182,7 +196,7 @@ class Connection(HttpToolsProtocol):
             self._head_bytes += len(data)  # none again where the head ends in it, 0 where the next one begins in it
         if self._in_body:
             self._framing_bytes += len(data)
-        super().data_received(data)
+        super().data_received(data if self._in_body else without_upgrade(data))
         if (self._head_bytes or 0) > MOST_HEAD_BYTES or (self._in_body and self._framing_bytes > MOST_FRAMING_BYTES):
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         elif self._in_body and self._late.cancelled() and not self.transport.is_closing():
@@ -202,7 +216,7 @@ class Connection(HttpToolsProtocol):
             self._refused = True
             self._send(reply, keep_alive=keep_alive and not self.expect_100_continue)
             return True
-        if self.expect_100_continue or self.parser.should_upgrade():
+        if self.expect_100_continue:
             return False
         self.cycle = call
         return True

@@ -27,6 +27,7 @@ from hasten.runtime import Logits, softmax
 INPUT, BYTES = "text", "BYTES"
 JSON_LENGTH = "inference-header-content-length"
 BINARY_SIZE = "binary_data_size"
+MOST_DIGITS = 12  # of a number of bytes
 OUTPUTS = ("label", "score", "scores")
 
 
@@ -107,6 +108,8 @@ def asked_by_inference(
     wanted = OUTPUTS if inference.outputs is None else tuple(output.name for output in inference.outputs)
     if unknown := [name for name in wanted if name not in OUTPUTS]:
         raise _wrong(f"unknown output {unknown[0]!r}; there are {', '.join(OUTPUTS)}")
+    if len(set(wanted)) < len(wanted):
+        raise _wrong("an output is asked for twice")
     texts = checked_texts(_texts(inference.inputs[0], tail), most)
     answer = partial(_answer, labels=labels, wanted=wanted, identity=identity, number=inference.id)
     return Asked(texts=texts, truncate=None, answer=answer)
@@ -144,7 +147,7 @@ def _type(output: str) -> str:
 def _parts(body: bytes, json_length: str | None) -> tuple[bytes, bytes]:
     if json_length is None:
         return body, b""
-    if not json_length.isdecimal() or int(json_length) > len(body):
+    if not json_length.isdecimal() or len(json_length) > MOST_DIGITS or int(json_length) > len(body):
         raise _wrong(f"{JSON_LENGTH} is {json_length[:20]!r}, the body has {len(body)} bytes")
     return body[: int(json_length)], body[int(json_length) :]
 

@@ -110,9 +110,13 @@ class _Config(uvicorn.Config):
         Raises:
             HastenError: What `open_app` raises.
         """
+        loop, early = asyncio.get_running_loop(), list[None]()
+        loop.add_signal_handler(signal.SIGHUP, early.append, None)  # which would end a process that is not ready for it
         self.app = app = open_app(self._folder, self._options)
         super().load()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.state.reload)
+        loop.add_signal_handler(signal.SIGHUP, app.state.reload)
+        if early:
+            app.state.reload()
 
 
 class _Server(uvicorn.Server):

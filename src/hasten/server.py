@@ -87,6 +87,7 @@ class _Service:
         self._served = Served(loaded, options, self._metrics, self._tokenizers)
         self._default_s = NEVER if options.p99_ms is None else options.p99_ms / 1000
         self._reloading: asyncio.Task[None] | None = None
+        self._reload_wanted = False
         self.ready = False
 
     @contextlib.asynccontextmanager
@@ -95,6 +96,8 @@ class _Service:
             await self._served.start()
             self._metrics.serves(self._loaded.identity)
             self.ready = True
+            if self._reload_wanted:
+                self.reload_soon()
             observing = asyncio.create_task(self._observe())
             try:
                 yield {} if self._spans else {SHORT_WAY: self._short_way()}  # what goes past ASGI is not traced
@@ -126,9 +129,15 @@ class _Service:
         self._metrics.queued.set(self._served.batcher.queued_s() if self.ready else 0)
 
     def reload_soon(self) -> None:
-        """Begins to load the folder anew, unless that is under way."""
+        """Begins to load the folder anew; where that is under way or the first is not ready, once that is done."""
+        self._reload_wanted = True
         if self.ready and (self._reloading is None or self._reloading.done()):
-            self._reloading = asyncio.create_task(self._reload())
+            self._reloading = asyncio.create_task(self._reload_as_wanted())
+
+    async def _reload_as_wanted(self) -> None:
+        while self._reload_wanted and self.ready:
+            self._reload_wanted = False
+            await self._reload()
 
     async def _reload(self) -> None:
         """Puts what stands in the folder now in place of what serves; if it fails its checks, nothing changes."""

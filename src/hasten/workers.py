@@ -44,8 +44,8 @@ class Workers(Generic[Job, Result]):
         """Has a job done as soon as a thread is free."""
         if len(self._threads) < self._count:
             thread = threading.Thread(target=self._run, name=f"hasten-worker-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
         self._jobs.put((asyncio.get_running_loop(), job))
 
     def close(self) -> None:

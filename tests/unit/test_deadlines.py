@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import httpx
@@ -47,6 +47,7 @@ class Linear:
         """Has nothing to go back to."""
 
 
+ALONE = Limits(max_batch=1, max_padded_tokens=100, max_queue=100)
 COSTS = st.builds(Linear, start_s=st.floats(0, 0.1), token_s=st.floats(1e-4, 0.01))
 
 
@@ -107,6 +108,77 @@ def test_what_became_late_while_it_waited_is_told_so_and_not_computed() -> None:
         assert outcomes[1].reason == "expired"
         assert outcomes[2].row == "PATIENT"
         assert [item for batch in gate.batches for item in batch] == ["running", "patient"]
+        await batcher.close()
+
+    run(script())
+
+
+def test_what_waits_behind_a_stall_is_told_when_it_is_too_late_for_it() -> None:
+    async def script() -> None:
+        gate = Gate()
+        batcher = Batcher(gate, WIDE)
+        stalled = asyncio.create_task(batcher.submit("stalled", 7))
+        await gate.inside()
+        began_s = perf_counter()
+        outcomes = await asyncio.gather(
+            *(batcher.submit("late", 4, began_s + wait_s) for wait_s in (0.05, 0.02, 0.08)), return_exceptions=True
+        )
+        assert [outcome.reason for outcome in outcomes if isinstance(outcome, OverloadedError)] == ["expired"] * 3
+        assert perf_counter() - began_s < 1
+        gate.opened.set()
+        assert (await stalled).row == "STALLED"
+        await batcher.close()
+
+    run(script())
+
+
+def test_what_is_overdue_is_taken_to_need_as_long_again() -> None:
+    async def script() -> None:
+        gate = Gate()
+        batcher = Batcher(gate, WIDE, costs=Linear(token_s=0.001))
+        stalled = asyncio.create_task(batcher.submit("x", 1))
+        await gate.inside()
+        await asyncio.sleep(0.2)
+        assert batcher.queued_s() == pytest.approx(0.2, abs=0.1)
+        with pytest.raises(OverloadedError, match="after its deadline"):
+            await batcher.submit("y", 1, perf_counter() + 0.05)
+        gate.opened.set()
+        await stalled
+        await batcher.close()
+
+    run(script())
+
+
+def test_answers_that_come_early_never_make_an_idle_server_refuse() -> None:
+    """The rows of a large request are each predicted to end with the last of them."""
+
+    async def script() -> int:
+        def compute(items: Sequence[str]) -> list[str]:
+            sleep(0.005 * len(items))
+            return list(items)
+
+        batcher = Batcher(compute, ALONE, costs=Linear(token_s=0.005))
+        refused = 0
+        for _ in range(4):
+            await batcher.submit_all(["together"] * 24, [1] * 24)
+            for _ in range(5):
+                try:
+                    await batcher.submit("alone", 1, perf_counter() + 0.03)
+                except OverloadedError:
+                    refused += 1
+        await batcher.close()
+        return refused
+
+    assert run(script()) == 0
+
+
+def test_several_workers_share_what_is_submitted_together() -> None:
+    async def script() -> None:
+        gate = Gate(open_=True)
+        batcher = Batcher(gate, ALONE, workers=4, costs=Linear(token_s=0.1))
+        with pytest.raises(OverloadedError, match="after its deadline"):
+            await batcher.submit_all(["a"] * 8, [1] * 8, perf_counter() + 0.15)
+        await batcher.submit_all(["a"] * 8, [1] * 8, perf_counter() + 0.4)
         await batcher.close()
 
     run(script())

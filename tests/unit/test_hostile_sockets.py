@@ -61,7 +61,12 @@ CASES: dict[str, tuple[bytes, list[int]]] = {
     "another method": (request(start=b"TRACE /predict"), [405]),
     "a path upwards": (request(start=b"POST /../../etc/passwd"), [404]),
     "a path of odd bytes": (request(start=b"POST /v2/models/%ff%00/infer"), [404]),
-    "an upgrade": (request(GOOD, b"connection: upgrade", b"upgrade: websocket"), [400]),
+    "an upgrade": (request(GOOD, b"connection: upgrade", b"upgrade: websocket"), [200]),
+    "an upgrade of HTTP/1.1, as Java asks for": (
+        request(GOOD, b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEAAEAAAAIA"),
+        [200],
+    ),
+    "the word in a body": (request(b'{"inputs": "a\\r\\nupgrade: b"}'), [200]),
 }
 
 

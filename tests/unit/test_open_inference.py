@@ -70,6 +70,7 @@ def test_a_row_for_each_text_and_only_the_outputs_that_are_asked_for() -> None:
         ({"inputs": [tensor(data=["a", ""])]}, 422, "or an empty one"),
         ({"inputs": [tensor(shape=[99], data=["a"] * 99)]}, 413, "99 texts in one request"),
         ({"inputs": [tensor()], "outputs": [{"name": "logits"}]}, 400, "unknown output 'logits'"),
+        ({"inputs": [tensor()], "outputs": [{"name": "scores"}] * 2}, 400, "an output is asked for twice"),
         ({"inputs": [tensor(parameters={"binary_data_size": 5})]}, 400, "there are 0 bytes after the JSON"),
         ({"inputs": "a"}, 400, "not an inference request"),
         (b"\xff{", 400, "not an inference request"),

@@ -225,9 +225,7 @@ def test_a_narrow_albert_keeps_the_same_heads_on_both_sides(checkpoint: Callable
     source = import_checkpoint(str(raw), tmp_path / "torch-fp32")
     student = init_student(source, student_shape(TINY, 2, 16), tmp_path / "student", name="student")
     ours = load_file(student.path / student.weights)
-    np.testing.assert_array_equal(
-        ours[f"{layer}attention.query.bias"], weights[f"{layer}attention.query.bias"][heads]
-    )
+    np.testing.assert_array_equal(ours[f"{layer}attention.query.bias"], weights[f"{layer}attention.query.bias"][heads])
     kept, left = (weights[f"{layer}attention.dense.weight"][:, columns] for columns in (heads, slice(16)))
     assert np.linalg.norm(ours[f"{layer}attention.dense.weight"]) > 0.4 * np.linalg.norm(kept)
     assert np.linalg.norm(kept) > 5 * np.linalg.norm(left)
