@@ -52,8 +52,10 @@ from hasten.teaching import Objective as Answers
 from hasten.workload import read_texts
 
 if TYPE_CHECKING:
+    from hasten.progress import Bars
     from hasten.teaching import Lesson
     from hasten.training_plan import TrainingPlan
+    from hasten.transfer import TransferOptions
     from hasten.variant import Variant
 
 teaching = typer.Typer()
@@ -92,8 +94,7 @@ def distill(
     from hasten.progress import Bars
     from hasten.students import stand_for
     from hasten.teaching import Lesson
-    from hasten.training_plan import check_minutes, refitted
-    from hasten.transfer import widened
+    from hasten.training_plan import check_minutes
 
     check_minutes(minutes, guided=guide_epochs > 0)
     training = replace(TRAIN, epochs=epochs, learning_rate=learning_rate, seed=seed, precision=precision_of(products))
@@ -113,23 +114,35 @@ def distill(
         spaced = one_of("--layers", layers, get_args(LayerChoice)) == "spaced"
         start = _student_start(whole, shape, () if spaced else data.texts, work / "start", seed)
         lesson = Lesson(data=data, transfer=tuple(more), teacher=source, guide=source, layers=stand_for(source, start))
-        plan = None
-        if minutes is not None:
-            bars.stage("planning the minutes")
-            plan = _planned(minutes, start, lesson, guarded, options, work)
-            wanted = replace(wanted, augment=plan.augment)
-            bars.stage(str(plan))
-        bars.stage("widening the training texts")
-        lesson = replace(lesson, transfer=widened(source, data.texts, more, guarded, wanted).texts)
-        if plan is not None:
-            epochs = refitted(plan, len(lesson.texts)).epochs
-            options = replace(options, train=replace(options.train, epochs=epochs))
+        lesson, options = _widened(source, start, lesson, options, wanted, guarded, minutes, work, bars)
         bars.stage(f"distilling a student of {shape}")
         made = distillation.distill(
             start, out, options, name=name or out.name, lesson=lesson, work=work, progress=bars.advance
         )
     shutil.rmtree(work)
     sys.stdout.write(f"{made.path}\n")
+
+
+def _widened(
+    source: Variant, start: Variant, lesson: Lesson, options: DistillOptions, wanted: TransferOptions,
+    guarded: Sequence[str], minutes: float | None, work: Path, bars: Bars,
+) -> tuple[Lesson, DistillOptions]:  # fmt: skip
+    """The lesson with its transfer set, and the options with the passes that the minutes leave time for."""
+    from hasten.training_plan import refitted
+    from hasten.transfer import widened
+
+    plan = None
+    if minutes is not None:
+        bars.stage("planning the minutes")
+        plan = _planned(minutes, start, lesson, guarded, options, work)
+        wanted = replace(wanted, augment=plan.augment)
+        bars.stage(str(plan))
+    bars.stage("widening the training texts")
+    lesson = replace(lesson, transfer=widened(source, lesson.data.texts, lesson.transfer, guarded, wanted).texts)
+    if plan is not None:
+        epochs = refitted(plan, len(lesson.texts)).epochs
+        options = replace(options, train=replace(options.train, epochs=epochs))
+    return lesson, options
 
 
 def _student_start(whole: Variant, shape: str, texts: Sequence[str], out: Path, seed: int) -> Variant:

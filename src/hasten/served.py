@@ -15,7 +15,8 @@ from pathlib import Path
 from time import perf_counter
 
 from hasten.asked import RequestError
-from hasten.batching import NEVER, Answer, Batcher, Limits
+from hasten.batch_choice import NEVER, Limits
+from hasten.batching import Answer, Batcher
 from hasten.costs import CostModel, measure_costs, warm_every_length
 from hasten.golden import other_machine, replay_golden
 from hasten.runtime import Logits, Runtime, open_runtime

@@ -48,7 +48,8 @@ from starlette.routing import Route
 from hasten import __version__, openapi
 from hasten.asgi_calls import Endpoint
 from hasten.asked import Asked, RequestError
-from hasten.batching import NEVER, Answer
+from hasten.batch_choice import NEVER
+from hasten.batching import Answer
 from hasten.calls import SHORT_WAY, Call, Reply, ShortWay
 from hasten.errors import DataError, OverloadedError
 from hasten.open_inference import JSON_LENGTH, asked_by_inference, model_metadata

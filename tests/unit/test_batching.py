@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.batching import Answer, Batcher, Limits, take_batch
+from hasten.batch_choice import Limits, take_batch
+from hasten.batching import Answer, Batcher
 from hasten.errors import OverloadedError, UsageError
 
 T = TypeVar("T")

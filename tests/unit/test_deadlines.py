@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from serving import DIGEST, live, make_app, post, visit
 from test_batching import LENGTHS, LIMITS, WIDE, Gate, run
 
-from hasten.batching import GAIN, NEVER, Batcher, Limits, take_batch
+from hasten.batch_choice import GAIN, NEVER, Limits, take_batch
+from hasten.batching import Batcher
 from hasten.calls import READ_S
 from hasten.connection import Round
 from hasten.errors import OverloadedError
