@@ -129,7 +129,7 @@ class Connection(HttpToolsProtocol):
         """Waits for the first head."""
         super().connection_made(transport)
         self._head_bytes: int | None = 0  # None between a head and the next request
-        self._in_body = self._refused = False
+        self._in_body = self._refused = self._ended_here = False
         self._framing_bytes = 0  # of the body that comes
         self._round: Round = self.app_state.setdefault(ROUND, Round(self.loop))  # one for all connections of a server
         self._short_way: ShortWay | None = self.app_state.get(SHORT_WAY)
@@ -140,10 +140,10 @@ class Connection(HttpToolsProtocol):
         self._late.cancel()
         super().connection_lost(exc)
         if isinstance(call := self.cycle, DirectCall) and call.disconnected:
-            if call.task is None:
-                self._answer(call)  # counts it
-            else:
+            if call.task is not None:
                 call.task.cancel()
+            elif not self._ended_here:
+                self._answer(call)  # counts it
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -255,13 +255,19 @@ class Connection(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
+    def send_400_response(self, msg: str) -> None:
+        """Ends the connection, as uvicorn does."""
+        self._ended_here = True
+        super().send_400_response(msg)
+
     def _refuse(self, status: HTTPStatus) -> None:
         self._late.cancel()
+        self._ended_here = True
         if self.transport.is_closing():
             return
         # In a body, what was refused has its reply; in a head, another may be owed one, which the client would miss.
         started = self._in_body and (self._refused or self.cycle.response_started)
-        owed = not self._in_body and self.cycle is not None and not self.cycle.response_complete
+        owed = self.pipeline or (not self._in_body and self.cycle is not None and not self.cycle.response_complete)
         if not started and not owed:
             line = f"HTTP/1.1 {status.value} {status.phrase}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
             self.transport.write(line.encode())

@@ -170,6 +170,20 @@ def test_trailers_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyP
                 time.sleep(0.001)
 
 
+def test_what_the_server_ends_is_no_client_that_left() -> None:
+    with live(make_app()) as url:
+        with connected(url) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{")
+            time.sleep(0.05)
+            client.sendall(b'"inp\r\nzz\r\n')
+            assert b" 400 " in client.recv(1000)
+            assert client.recv(1000) == b""
+        time.sleep(0.05)
+        told = httpx.get(f"{url}/metrics", timeout=10).text
+        assert 'status="499"' not in told
+        assert "hasten_clients_gone_total 0.0" in told
+
+
 def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted() -> None:
     with live(make_app()) as url:
         with connected(url) as client:
