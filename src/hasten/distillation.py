@@ -90,9 +90,9 @@ def teach(
     Returns:
         The trained model, and the facts of its step.
     """
-    key = hashlib.sha256(
-        msgspec.json.encode([student.digest, *lesson.identity, asdict(options)], order="sorted")
-    ).hexdigest()
+    made_by = library_versions((*VERSIONED, "hasten"))  # a checkpoint of another version is not gone on from
+    parts = [student.digest, *lesson.identity, asdict(options), made_by]
+    key = hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
     model = load_torch_model(student)
     data = TrainingSet.of(student, model, lesson.texts)
     if options.guide.epochs:

@@ -118,10 +118,9 @@ def read_data(inputs: Inputs, options: SplitOptions, labels: Sequence[str]) -> D
     valid = valid.take(sorted(random_rows(len(valid), min(len(valid), options.valid_rows), seed=options.seed)))
     train, from_train = without_overlap(train, valid, test)
     removed = tuple(dict.fromkeys([*from_valid, *from_train]))
-    if removed and options.strict:
-        raise DataError(
-            f"{len(removed):,} texts stand in two splits, such as {removed[0][:80]!r}; --strict forbids that"
-        )
+    shared = removed if inputs.valid is not None else tuple(from_valid)  # else the rest stands twice in one file
+    if shared and options.strict:
+        raise DataError(f"{len(shared):,} texts stand in two splits, such as {shared[0][:80]!r}; --strict forbids that")
     _check_left(train, inputs.train)
     _check_left(valid, inputs.valid or inputs.train)
     more = () if inputs.unlabelled is None else read_texts(inputs.unlabelled, text_column=inputs.text_column)

@@ -82,7 +82,8 @@ def train_static(
         raise ArtifactError(
             f"{teacher.path}: format is {teacher.manifest.format}; embeddings come from a torch variant"
         )
-    parts = [teacher.digest, *lesson.identity, asdict(options), asdict(distillation)]
+    made_by = library_versions((*VERSIONED, "hasten"))  # a checkpoint of another version is not gone on from
+    parts = [teacher.digest, *lesson.identity, asdict(options), asdict(distillation), made_by]
     key = hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
     model = _network(_reduced(teacher, options.width), len(teacher.labels), options)
     data = TrainingSet.of(teacher, model, lesson.texts)

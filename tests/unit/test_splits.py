@@ -54,6 +54,12 @@ def test_strict_refuses_overlap(tmp_path: Path) -> None:
         read_all(tmp_path, [*named("only", 60), ("test 2", "Bad")], named("test", 9), strict=True)
 
 
+def test_a_text_that_stands_twice_in_one_file_is_no_overlap_of_two(tmp_path: Path) -> None:
+    doubled = [*named("only", 60), *named("only", 60)]
+    found = read_all(tmp_path, doubled, named("test", 9), strict=True)
+    assert not {normalised(t) for t in found.train.texts} & {normalised(t) for t in found.valid.texts}
+
+
 def test_training_data_that_are_all_test_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.csv"):
         read_all(tmp_path, named("test", 9), named("test", 9))
