@@ -47,7 +47,10 @@ def test_students_shows_the_table_with_the_budgets_line_and_the_reason(
     assert "2x32 is the largest that keeps the latency budget with headroom: no larger one was measured." in shown
     status, shown, _ = hasten(*arguments, "--speedup", 1e6, "--json")
     found = json.loads(shown)
-    assert [(row["name"], row["fits"], row["chosen"]) for row in found] == [("1x16", False, True)]
+    # 2x32 has all of 1x16, so it is not even built; a narrower feed-forward block may make up for more layers.
+    assert [(row["name"], row["fits"], row["chosen"]) for row in found] == [
+        ("1x16", False, True), ("2x32f16", False, False)
+    ]  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 
