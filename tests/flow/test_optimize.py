@@ -185,7 +185,9 @@ def test_the_road_ends_at_the_first_step_that_meets_the_budget(inputs: Inputs, o
 
 
 def test_a_baseline_that_meets_the_budget_is_chosen_as_it_is(inputs: Inputs, out: Path) -> None:
-    options = replace(FAST, budget=Budget(p99_ms=60_000.0), profile=ProfileOptions(samples=300, breakdown_samples=0))
+    # By the estimate: on a busy machine requests are so alike that their number bounds no p99.
+    budget, timing = Budget(p99_ms=60_000.0, gate="point"), ProfileOptions(samples=300, breakdown_samples=0)
+    options = replace(FAST, budget=budget, profile=timing)
     report = optimize(inputs, out, options)
     assert (report.chosen, report.verdict, len(report.variants)) == ("torch-fp32", "met", 1)
 
