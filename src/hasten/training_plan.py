@@ -4,9 +4,9 @@ The teacher has to answer each text once, the student goes through all of them s
 beyond a wanted number of passes over the texts that are there go into more texts, and only where those would be too
 many into more passes. That new texts bring much is known (Jiao et al. 2020, "TinyBERT", on its augmentation). What
 they cost beside their training is the teacher's answer, so the passes that are wanted first are as many as make
-answers two fifths of the time, within bounds: the dearer an answer, the more often it is learnt from. In the same
-minutes, 1.5 passes over new texts too taught more than 4 over fewer, and more than 14 in three times the minutes,
-where an answer took as long as a pass (`benchmarks/results/ingredients.json`).
+answers two fifths of the time, within bounds: the dearer an answer, the more often it is learnt from. On the
+validation split, 1.5 passes over new texts too did no worse than 4 over fewer, or than 14 in three times the minutes,
+where an answer took a little longer than a step over a text (one seed, `benchmarks/results/ingredients.json`).
 """
 
 from __future__ import annotations

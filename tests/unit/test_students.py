@@ -214,6 +214,16 @@ def test_a_narrow_student_keeps_the_heads_and_neurons_that_weigh_most(
         np.testing.assert_array_equal(ours[name], weights[name][kept], err_msg=name)
 
 
+def test_a_head_that_was_kept_answers_under_the_labels_it_learnt(
+    checkpoint: Callable[[str], Path], teacher: Callable[[str], Variant], tmp_path: Path
+) -> None:
+    labels = teacher("bert").labels
+    turned = import_checkpoint(str(checkpoint("bert")), tmp_path / "turned", new_labels=labels[::-1])
+    np.testing.assert_allclose(logits(turned)[:, ::-1], logits(teacher("bert")), atol=1e-6)
+    others = import_checkpoint(str(checkpoint("bert")), tmp_path / "others", new_labels=("x", "y", "z"))
+    assert np.abs(logits(others) - logits(teacher("bert"))).max() > 1e-3
+
+
 def test_a_narrow_albert_keeps_the_same_heads_on_both_sides(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
