@@ -23,7 +23,7 @@ from hasten import intervals
 from hasten.checkpoint import import_checkpoint
 from hasten.distillation import distill
 from hasten.guidance import Guide, GuideOptions
-from hasten.mixed_precision import native_precision, products_in
+from hasten.mixed_precision import native_precision, step_in
 from hasten.onnx_export import export
 from hasten.profiling import ProfileOptions
 from hasten.progress import Bars
@@ -154,8 +154,9 @@ class Study:
         guide = Guide(teacher, student, theirs, GuideOptions(), stand_for(self.torch, self.start))
 
         def step(some: Sequence[int]) -> None:
-            with products_in(self.base.train.precision, "cpu"):
-                value = guide.loss(ours.inputs(some), some)
+            inputs = ours.inputs(some)
+            with step_in(self.base.train.precision, "cpu", inputs["input_ids"].shape[1]):
+                value = guide.loss(inputs, some)
             value.backward()
 
         lengths = [len(e) for e in ours.encodings]

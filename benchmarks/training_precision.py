@@ -21,7 +21,7 @@ import typer
 
 from hasten import intervals
 from hasten.distillation import distill
-from hasten.mixed_precision import Precision, products_in
+from hasten.mixed_precision import Precision, step_in
 from hasten.progress import Bars
 from hasten.students import init_student, parse_shapes, shape_of
 from hasten.teaching import Lesson
@@ -51,8 +51,9 @@ def texts_per_s(start: Variant, texts: Sequence[str], options: TrainOptions) -> 
             began = time.perf_counter()
             for rows in steps:
                 optimizer.zero_grad()
-                with products_in(precision, "cpu"):
-                    value = model(**data.inputs(rows)).logits.float().square().mean()
+                inputs = data.inputs(rows)
+                with step_in(precision, "cpu", inputs["input_ids"].shape[1]):
+                    value = model(**inputs).logits.float().square().mean()
                 value.backward()
                 optimizer.step()
             rates[precision].append(sum(map(len, steps)) / (time.perf_counter() - began))

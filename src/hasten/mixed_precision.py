@@ -8,13 +8,15 @@ PyTorch's (`torch.autocast`).
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 from hasten.measurement import cpu_flags
 
 Precision = Literal["fp32", "bf16"]
 BF16_PRODUCTS = frozenset({"avx512_bf16", "amx_bf16"})  # where oneDNN multiplies bfloat16 faster than fp32
+PLAIN_ATTENTION_TOKENS = 128
 
 
 def native_precision(device: str) -> Precision:
@@ -46,3 +48,23 @@ def products_in(precision: Precision, device: str) -> AbstractContextManager[obj
     import torch
 
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def step_in(precision: Precision, device: str, tokens: int) -> Generator[None]:
+    """Within the block, the forward pass of a training step runs in a number format as fast as this machine lets it.
+
+    The backward pass of PyTorch's fused attention is slow on CPUs in bfloat16: with it, a step over texts of 16 tokens
+    takes 1.85 times as long as with two products and a softmax, one over 128 tokens 1.28 times; at 256 tokens their
+    square of scores is the dearer (`benchmarks/results/training_attention.json`).
+
+    Args:
+        precision: The number format.
+        device: `cpu` or `cuda`.
+        tokens: Length of the step's padded texts.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    plain = precision == "bf16" and device == "cpu" and tokens <= PLAIN_ATTENTION_TOKENS
+    with products_in(precision, device), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        yield

@@ -21,7 +21,7 @@ import numpy as np
 
 from hasten.errors import ArtifactError, HastenError, MissingExtraError
 from hasten.files import write_atomically
-from hasten.mixed_precision import Precision, products_in
+from hasten.mixed_precision import Precision, step_in
 from hasten.peers import peers
 from hasten.tokenization import Encoding, TextEncoder, pad_token_id, padded
 from hasten.torch_runtime import model_inputs
@@ -206,8 +206,9 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, len(steps), options)
         rows, weight = team.share(steps[step])
-        with products_in(options.precision, device()):
-            value = loss(data.inputs(rows, device()), rows)
+        inputs = data.inputs(rows, device())
+        with step_in(options.precision, device(), inputs["input_ids"].shape[1]):
+            value = loss(inputs, rows)
         _check_finite(float(value.detach()), step, rows)
         optimizer.zero_grad()
         (weight * value).backward()

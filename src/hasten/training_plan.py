@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from hasten.errors import UsageError
-from hasten.mixed_precision import products_in
+from hasten.mixed_precision import step_in
 from hasten.runtime import open_runtime
 from hasten.teaching import DistillOptions, Lesson, answers_at_once
 from hasten.torch_runtime import load_torch_model
@@ -228,8 +228,9 @@ def _step_seconds(start: Variant, texts: Sequence[str], options: TrainOptions) -
 
     def step(rows: Sequence[int]) -> None:
         optimizer.zero_grad()
-        with products_in(options.precision, device()):
-            value = model(**data.inputs(rows, device())).logits.float().square().mean()
+        inputs = data.inputs(rows, device())
+        with step_in(options.precision, device(), inputs["input_ids"].shape[1]):
+            value = model(**inputs).logits.float().square().mean()
         float(value.detach())  # waits for the device, as training does
         value.backward()
         optimizer.step()

@@ -18,7 +18,7 @@ from hasten.cli_options import precision_of
 from hasten.distillation import distill
 from hasten.errors import MissingExtraError, UsageError
 from hasten.guidance import Guide, GuideOptions
-from hasten.mixed_precision import Precision, native_precision, products_in
+from hasten.mixed_precision import Precision, native_precision, products_in, step_in
 from hasten.students import stand_for
 from hasten.teaching import DistillOptions, Lesson, answers_loss
 from hasten.torch_runtime import load_torch_model
@@ -153,3 +153,20 @@ def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_integers_are_not_trained_in_bfloat16() -> None:
     with pytest.raises(UsageError, match="trained in fp32, not bf16"):
         replace(DistillOptions(train=TrainOptions(precision="bf16")), rounding_bits=8)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tokens", "plain"),
+    [("bf16", 16, True), ("bf16", 128, True), ("bf16", 129, False), ("fp32", 16, False)],
+)
+def test_short_texts_in_bfloat16_take_no_fused_attention(
+    bert: Variant, precision: Precision, tokens: int, plain: bool
+) -> None:
+    import torch
+
+    model = load_torch_model(bert)
+    ids = torch.ones((2, min(tokens, model.config.max_position_embeddings)), dtype=torch.int64)
+    with torch.profiler.profile() as seen, step_in(precision, "cpu", tokens):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    fused = any("flash_attention" in event.key for event in seen.key_averages())
+    assert fused != plain
