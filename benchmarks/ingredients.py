@@ -97,14 +97,17 @@ class Study:
         bars: Is told what is done.
         texts: How many of the training texts students learn from.
         shape: The students', as `hasten students` names it.
+        task: Name of the teacher's variant.
+        learning_rate: Peak of the students' schedule.
     """
 
     def __init__(
-        self, teacher: Path, shop: Workshop, minutes: float, bars: Bars, *, texts: int, shape: str = SHAPE
-    ) -> None:
+        self, teacher: Path, shop: Workshop, minutes: float, bars: Bars, *, texts: int, shape: str = SHAPE,
+        task: str = TASK, learning_rate: float = LEARNING_RATE,
+    ) -> None:  # fmt: skip
         self.shop, self.minutes, self.bars, self.shape = shop, minutes, bars, shape
         self.threads = ProfileOptions().resolved_threads
-        self.torch = open_variant(teacher / "variants" / TASK)
+        self.torch = open_variant(teacher / "variants" / task)
         everything, self.valid, self.test = (
             read_workload(str(teacher / f"{name}.jsonl"), name=name, labels=self.torch.labels)
             for name in ("train", "valid", "test")
@@ -120,7 +123,7 @@ class Study:
             start, lambda out: init_student(self.source, parsed, out, name=start), self.source.digest
         )
         train = TrainOptions(
-            learning_rate=LEARNING_RATE, batch=BATCH, threads=self.threads, precision=native_precision(device())
+            learning_rate=learning_rate, batch=BATCH, threads=self.threads, precision=native_precision(device())
         )  # fmt: skip
         self.base = DistillOptions(train=train)
         self.speeds, self.guided_s = self.measured()
