@@ -23,6 +23,7 @@ from pathlib import Path
 import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.config import STARTUP_FAILURE
+from uvicorn.lifespan.on import LifespanOn
 from uvicorn.supervisors import Multiprocess
 
 from hasten.connection import Connection
@@ -154,6 +155,17 @@ class _ProcessConfig(_Config):
         except HastenError as error:
             _log.error("%s", error)
             sys.exit(error.exit_status if self.standing else STARTUP_FAILURE)
+        if self.standing:
+            self.lifespan_class = _LifespanOfOne
+
+
+class _LifespanOfOne(LifespanOn):
+    """Of a process in another's place: if its warm-up fails, the status is not that by which uvicorn would end all."""
+
+    async def startup(self) -> None:
+        await super().startup()
+        if self.should_exit:
+            sys.exit(HastenError.exit_status)
 
 
 class _Supervisor(Multiprocess):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -180,9 +181,23 @@ def test_a_reload_reaches_every_process_and_closes_no_connection(
         assert site.those_serving() == before
 
 
-def test_what_cannot_be_loaded_takes_nobodys_place(variants: tuple[Variant, Variant], tmp_path: Path) -> None:
+def nothing(_variant: Variant, folder: Path) -> Path:
+    return folder
+
+
+def too_long(variant: Variant, folder: Path) -> Path:
+    """A variant that opens and answers its golden texts, and fails at the longest texts, in the warm-up."""
+    shutil.copytree(variant.path, folder)
+    seal(folder, replace(variant.manifest, max_tokens=8 * variant.manifest.max_tokens))
+    return folder
+
+
+@pytest.mark.parametrize("make", [nothing, too_long])
+def test_what_cannot_be_loaded_takes_nobodys_place(
+    make: Callable[[Variant, Path], Path], variants: tuple[Variant, Variant], tmp_path: Path
+) -> None:
     with site_of(variants[0], tmp_path) as site:
-        site.point(tmp_path / "nothing")
+        site.point(make(variants[0], tmp_path / "other"))
         site.process.send_signal(signal.SIGHUP)
         until(lambda: site.metric('hasten_reloads_total{outcome="refused"}') == PROCESSES)
         site.those_serving()[0].kill()
