@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -23,8 +24,12 @@ from hasten.cli_options import (
     Threads,
     one_of,
 )
+from hasten.errors import UsageError
 from hasten.quantization import Calibration, Method, QuantizeOptions
 from hasten.workload import read_texts
+
+if TYPE_CHECKING:
+    from hasten.variant import Variant
 
 steps = typer.Typer()
 
@@ -58,16 +63,29 @@ def profile(
 
     options = replace(PROFILE, samples=samples, threads=threads, seed=seed)
     with variants_of(folders) as variants:
+        _check_alike(variants)
         workload = labelled(data, "test", variants[0], text_column, label_column)
         with Bars() as bars:
             bars.stage("measuring, interleaved")
             measured = profiling.profile(variants, workload, options, scenario="test", progress=bars.advance)
+            paths = [save_measurement(measurement, out / "measurements") for measurement in measured]
             for variant in (v for v in variants if v.manifest.format != "torch"):
                 bars.stage(f"measuring how {variant.name} shares out the cores")
                 plan = thread_plan.measure_plan(variant, workload.texts, bars.advance)
                 thread_plan.record_plan(variant, plan)
-    for measurement in measured:
-        sys.stdout.write(f"{save_measurement(measurement, out / 'measurements')}\n")
+    sys.stdout.writelines(f"{path}\n" for path in paths)
+
+
+def _check_alike(variants: Sequence[Variant]) -> None:
+    """Refuses variants that one set of labelled texts, or one folder of files by name, is not enough for."""
+    names = [variant.name for variant in variants]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"two variants are named {min(twice)!r}, and so would be their files; measure one at a time")
+    if other := [variant for variant in variants if variant.labels != variants[0].labels]:
+        raise UsageError(
+            f"{other[0].name} has the labels {', '.join(other[0].labels[:5])}, {variants[0].name} has "
+            f"{', '.join(variants[0].labels[:5])}: the same texts cannot judge both"
+        )
 
 
 @steps.command()

@@ -95,8 +95,10 @@ def distill(
     from hasten.students import stand_for
     from hasten.teaching import Lesson
     from hasten.training_plan import check_minutes
+    from hasten.variant import check_place
 
     check_minutes(minutes, guided=guide_epochs > 0)
+    check_place(out)
     training = replace(TRAIN, epochs=epochs, learning_rate=learning_rate, seed=seed, precision=precision_of(products))
     options = DistillOptions(
         objective=one_of("--objective", objective, get_args(Answers)), temperature=temperature, force=force,
@@ -107,7 +109,8 @@ def distill(
     work = out.parent / f".{out.name}.work"  # kept until the student stands whole, to go on after an interruption
     with variants_of([teacher]) as (source,), Bars() as bars:
         data = labelled(train, "train", source, text_column, label_column)
-        more, guarded = (() if p is None else read_texts(p, text_column=text_column) for p in (unlabelled, held_out))
+        more = () if unlabelled is None else read_texts(unlabelled, text_column=text_column)
+        guarded = () if held_out is None else read_texts(held_out, name="test", text_column=text_column)
         whole = source if student is None else import_checkpoint(
             student, work / "source", name="source", new_labels=source.labels, seed=seed
         )  # fmt: skip

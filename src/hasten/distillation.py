@@ -24,7 +24,7 @@ from hasten.several_devices import Order, devices, train_together
 from hasten.teaching import DistillOptions, Lesson, answers_loss, teacher_logits, watch_accuracy
 from hasten.torch_runtime import load_torch_model
 from hasten.torch_training import Progress, TrainingSet, device, fit
-from hasten.variant import StepRecord, Variant, building, copy_configuration, open_variant
+from hasten.variant import StepRecord, Variant, building, check_place, copy_configuration, open_variant
 
 VERSIONED = ("torch", "transformers")
 
@@ -59,7 +59,9 @@ def distill(
             look inside a teacher that cuts texts into other tokens.
         DataError: There are no texts, or the teacher is worse than always giving the most frequent label.
         HastenError: The loss is NaN, or one of the processes of several GPUs ended.
+        UsageError: Something else than a variant stands where the folder shall be.
     """
+    check_place(out)
     options = options or DistillOptions()
     if lesson.teacher is None:
         options = replace(options, soft_weight=0.0, guide=replace(options.guide, epochs=0.0))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 import uuid
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
 from hasten.errors import HastenError
 
 T = TypeVar("T")
+LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.(draft|old)")
 
 
 def file_sha256(path: Path) -> str:
@@ -21,9 +24,21 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def beside(path: Path, kind: Literal["draft", "old"] = "draft") -> Path:
+    """A new hidden name beside a path, for what is not finished yet or no longer wanted; `sweep` knows it."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{kind}")
+
+
+def sweep(folder: Path) -> None:
+    """Removes what was interrupted while it had a name of `beside`, in a folder that nobody else is writing to."""
+    for path in folder.glob(".*"):
+        if LEFT_OVER.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file aside, flushes it to disk and renames it: a file that exists is whole."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
+    draft = beside(path)
     try:
         with draft.open("wb") as stream:
             stream.write(data)

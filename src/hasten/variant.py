@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,8 +23,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from hasten.errors import ArtifactError
-from hasten.files import file_sha256, read_document, write_atomically
+from hasten.errors import ArtifactError, HastenError, UsageError
+from hasten.files import beside, file_sha256, read_document, write_atomically
 
 SCHEMA = "hasten.variant/1"
 MANIFEST = "variant.json"
@@ -246,19 +245,25 @@ def building(out: Path) -> Generator[Path]:
     """A folder written aside, moved to `out` when the block ends without an error, removed otherwise.
 
     Args:
-        out: Where the finished folder shall stand; replaced if it exists.
+        out: Where the finished folder shall stand; a variant folder that stands there is replaced.
 
     Yields:
         The draft folder to write into.
 
     Raises:
         ArtifactError: The folder cannot be written, for want of room or rights.
+        UsageError: Something else than a variant stands there.
     """
-    draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.draft"
+    check_place(out)
+    out = out.resolve()
+    draft = beside(out)
     try:
         draft.mkdir(parents=True)
         yield draft
+        check_place(out)
         _replace_folder(draft, out)
+    except HastenError:
+        raise
     except Exception as error:
         if isinstance(error, OSError) or "(os error" in str(error):  # as the Rust libraries report theirs
             raise ArtifactError(f"{out}: cannot be written: {error}; make room, or choose another folder") from error
@@ -267,21 +272,29 @@ def building(out: Path) -> Generator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def check_place(out: Path) -> None:
+    """Refuses to put a variant where something stands that is not hasten's to replace.
+
+    Args:
+        out: Where a finished folder shall stand.
+
+    Raises:
+        UsageError: There is a file, a link, or a folder with other things in it than a variant.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UsageError(f"{out}: is a file or a link; name a new folder, or one that holds a variant")
+    if out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
+        raise UsageError(f"{out}: holds other things than a variant, which would be lost; name another folder")
+
+
 def _replace_folder(draft: Path, out: Path) -> None:
     if out.exists():
-        old = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.old"
+        old = beside(out, "old")
         out.rename(old)
         draft.rename(out)
         shutil.rmtree(old)
     else:
         draft.rename(out)
-
-
-def sweep_drafts(folder: Path) -> None:
-    """Removes what an interrupted `building` or writing of a file left in a folder that nobody else is writing to."""
-    for pattern in (".*.draft", ".*.old"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def seal(draft: Path, manifest: Manifest) -> Manifest:

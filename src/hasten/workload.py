@@ -6,6 +6,7 @@ that are reported, once. Texts that stand in two of them are removed from the tr
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import tempfile
 from collections import Counter
@@ -66,7 +67,7 @@ def read_workload(
         source: A CSV, TSV, JSON-lines or Parquet file, or a data set of a hub or a local folder of files as
             `ID[:CONFIG][@SPLIT]`; the split is `name`'s (`validation` for `valid`) unless given.
         name: The split it is for: `train`, `valid` or `test`.
-        labels: The model's label names by id; rows may hold names or ids.
+        labels: The model's label names by id; the column holds names, or else ids.
         text_column: Column of the texts; guessed when one of the usual names or types is the only candidate.
         label_column: Column of the labels; guessed likewise.
 
@@ -90,11 +91,12 @@ def read_workload(
     return Workload(name=name, source=source, texts=texts, labels=tuple(ids))
 
 
-def read_texts(source: str, *, text_column: str | None = None) -> tuple[str, ...]:
+def read_texts(source: str, *, name: str = "train", text_column: str | None = None) -> tuple[str, ...]:
     """Reads texts and leaves labels, if there are any, aside.
 
     Args:
-        source: As in `read_workload`; of a data set with splits, `train` unless given.
+        source: As in `read_workload`.
+        name: The split it is for, as in `read_workload`.
         text_column: As in `read_workload`.
 
     Returns:
@@ -104,7 +106,7 @@ def read_texts(source: str, *, text_column: str | None = None) -> tuple[str, ...
         DataError: The source cannot be read, lacks the column, is empty, or has an empty text.
         MissingExtraError: `datasets` is not installed.
     """
-    table = _read_table(source, "train")
+    table = _read_table(source, name)
     return _texts(source, table, _column(source, table, text_column, TEXT_COLUMNS, "--text-column"))
 
 
@@ -138,7 +140,12 @@ def _read_table(source: str, name: str) -> Any:
 
 
 def _read_file(datasets: Any, path: Path, kind: str, cache: str) -> Any:
-    options: dict[str, Any] = {"data_files": str(path), "split": "train", "cache_dir": cache, "keep_in_memory": True}
+    options: dict[str, Any] = {
+        "data_files": glob.escape(str(path)),
+        "split": "train",
+        "cache_dir": cache,
+        "keep_in_memory": True,
+    }
     if kind == "csv":
         options |= {"keep_default_na": False, "encoding": "utf-8"}
     if path.suffix.lower() == ".tsv":
@@ -187,9 +194,11 @@ def _label_ids(source: str, values: list[Any], column: str, labels: Sequence[str
     by_name = {label: i for i, label in enumerate(labels)}
     folded = {label.casefold(): i for i, label in enumerate(labels)}
     by_id = {str(i): i for i in range(len(labels))}
-    known, any_case = by_id | by_name, folded if len(folded) == len(labels) else {}
+    any_case = folded if len(folded) == len(labels) else {}
     keys = [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for v in values]
-    ids = [known.get(key, any_case.get(key.casefold())) for key in keys]
+    named = [by_name.get(key, any_case.get(key.casefold())) for key in keys]
+    numbered = [by_id.get(key) for key in keys]
+    ids = named if named.count(None) <= numbered.count(None) else numbered  # a column holds one kind
     unknown = Counter(key for key, label in zip(keys, ids, strict=True) if label is None)
     if unknown:
         shown = ", ".join(f"{key!r} ({n:,} rows)" for key, n in unknown.most_common(SHOWN))

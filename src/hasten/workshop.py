@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
+import shutil
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from hasten.errors import ArtifactError, HastenError, MeasurementError, MissingExtraError
-from hasten.files import write_atomically
+from hasten.files import beside, sweep, write_atomically
 from hasten.measurement import VERSIONED, Measurement, library_versions, load_measurement, save_measurement
-from hasten.variant import Variant, open_variant, sweep_drafts
+from hasten.variant import MANIFEST, Variant, open_variant
 
 
 def make_key(*parts: Any) -> str:
@@ -70,7 +70,7 @@ class Workshop:
 
     def _sweep(self) -> None:
         for folder in (self.out, self.variants, self.measurements, self.work, self.work / "shapes"):
-            sweep_drafts(folder)
+            sweep(folder)
 
     def variant(self, name: str, key: str, build: Callable[[Path], Variant], *, folder: Path | None = None) -> Variant:
         """A variant made for this key: the one that stands there, or a new one.
@@ -85,14 +85,16 @@ class Workshop:
             The variant.
         """
         place = folder or self.variants
-        made = self._made(place)
-        if made.get(name) == key and (place / name).is_dir():
-            try:
-                return open_variant(place / name)
-            except ArtifactError:
-                made.pop(name)  # altered since: make it again
-        variant = build(place / name)
-        self.write_json(place / "made.json", made | {name: key})
+        made, stands = self._made(place), place / name
+        if made.get(name) == key and stands.is_dir():
+            with suppress(ArtifactError):  # altered since: make it again
+                return open_variant(stands)
+        if name in made:
+            self.write_json(place / "made.json", {other: made[other] for other in made if other != name})
+            if not (stands / MANIFEST).is_file():
+                shutil.rmtree(stands, ignore_errors=True)
+        variant = build(stands)
+        self.write_json(place / "made.json", self._made(place) | {name: key})
         return variant
 
     def _made(self, place: Path) -> dict[str, str]:
@@ -134,6 +136,9 @@ class Workshop:
         if name is None:
             link.unlink(missing_ok=True)
             return
-        fresh = self.out / f".chosen.{uuid.uuid4().hex[:8]}.draft"
-        fresh.symlink_to(os.path.join("variants", name))  # noqa: PTH118 (relative, so that OUT can be moved)
-        fresh.replace(link)
+        fresh = beside(link)
+        try:
+            fresh.symlink_to(os.path.join("variants", name))  # noqa: PTH118 (relative, so that OUT can be moved)
+            fresh.replace(link)
+        finally:
+            fresh.unlink(missing_ok=True)

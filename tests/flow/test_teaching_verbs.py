@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -108,3 +109,34 @@ def test_minutes_that_cannot_be_planned_are_refused_before_anything_is_done(
     assert status == 2
     assert says in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_others_put_where_the_output_shall_be_stays(
+    hasten: Hasten, trained: Path, data: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    verbs = (
+        ("distill", trained, "--train", data["train"], "--shape", "1x16"), ("import", trained), ("export", trained),
+    )  # fmt: skip
+    for verb in verbs:
+        status, _, said = hasten(*verb, "--out", "mine")
+        assert (status, "mine: holds other things than a variant" in said) == (2, True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.tex"]
+
+
+def test_variants_that_cannot_be_told_apart_are_not_measured(
+    hasten: Hasten, trained: Path, data: dict[str, str], tmp_path: Path
+) -> None:
+    status, _, said = hasten("profile", trained, trained, "--data", data["test"], "--out", "out")
+    assert (status, "two variants are named" in said) == (2, True)
+    other = tmp_path / "other"
+    shutil.copytree(trained, other, ignore=shutil.ignore_patterns("variant.json", "golden.json"))
+    config = json.loads((other / "config.json").read_text())
+    names = list(config["id2label"].values())[::-1]
+    config |= {"id2label": {str(i): name for i, name in enumerate(names)}}
+    config |= {"label2id": {name: i for i, name in enumerate(names)}}
+    (other / "config.json").write_text(json.dumps(config))
+    status, _, said = hasten("profile", trained, other, "--data", data["test"], "--out", "out")
+    assert (status, "the same texts cannot judge both" in said) == (2, True)
+    assert not (tmp_path / "out").exists()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from hasten.errors import ArtifactError
-from hasten.files import file_sha256, write_atomically
+from hasten.errors import ArtifactError, UsageError
+from hasten.files import file_sha256, sweep, write_atomically
 from hasten.variant import (
     MANIFEST,
     SCHEMA,
@@ -22,7 +23,6 @@ from hasten.variant import (
     copy_configuration,
     open_variant,
     seal,
-    sweep_drafts,
 )  # fmt: skip
 
 WHOLE = Manifest(
@@ -119,13 +119,52 @@ def test_building_replaces_a_whole_folder(folder: Path) -> None:
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
+def file(place: Path) -> None:
+    place.write_text("the user's")
+
+
+def link(place: Path) -> None:
+    (place.parent / "elsewhere").mkdir()
+    place.symlink_to(place.parent / "elsewhere")
+
+
+def folder_of_others(place: Path) -> None:
+    place.mkdir()
+    (place / "thesis.tex").write_text("the user's")
+
+
+@pytest.mark.parametrize("there", [file, link, folder_of_others])
+def test_nothing_but_a_variant_is_replaced(there: Callable[[Path], None], tmp_path: Path) -> None:
+    there(tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match=r"out: (is a file or a link|holds other things)"), building(tmp_path / "out"):
+        pytest.fail("nothing is to be written")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with building(tmp_path / "empty") as draft:
+        (draft / "file").write_text("x")
+    assert (tmp_path / "empty" / "file").read_text() == "x"
+    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+
 def test_what_an_interruption_left_is_swept(folder: Path) -> None:
     for name in (".torch-fp32.12345678.draft", ".torch-fp32.12345678.old"):
         (folder.parent / name).mkdir()
         (folder.parent / name / "file").write_text("x")
-    (folder.parent / ".student.checkpoint.safetensors.1234.draft").write_text("half a checkpoint")
-    sweep_drafts(folder.parent)
-    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+    (folder.parent / ".student.checkpoint.safetensors.1234abcd.draft").write_text("half a checkpoint")
+    (folder.parent / ".chosen.1234abcd.draft").symlink_to(folder)
+    for name in (".env.old", ".notes.draft", ".config.settings.old"):
+        (folder.parent / name).write_text("the user's")
+    sweep(folder.parent)
+    assert {p.name for p in folder.parent.iterdir()} == {
+        folder.name,
+        ".env.old",
+        ".notes.draft",
+        ".config.settings.old",
+    }
     open_variant(folder)
 
 

@@ -137,7 +137,6 @@ def test_a_text_stays_a_text(tmp_path: Path, text: str) -> None:
         ["Bad", "Good", "Mixed"],
         ["0", "1", "2"],
         ["bad", "GOOD", " Mixed "],
-        ["0", "Good", "mixed"],
         [0, 1, 2],
         [0.0, 1.0, 2.0],
     ],
@@ -151,6 +150,26 @@ def test_names_that_differ_only_in_case_are_told_apart(tmp_path: Path) -> None:
     path = table(tmp_path / "data.csv", [("one", "US"), ("two", "us")])
     assert read(path, labels=("us", "US")).labels == (1, 0)
     assert "'Us' (1 rows)" in refused(table(tmp_path / "odd.csv", [("a", "Us"), ("b", "us")]), labels=("us", "US"))
+
+
+def test_a_column_holds_names_or_ids_and_not_both(tmp_path: Path) -> None:
+    assert "'0' (1 rows)" in refused(table(tmp_path / "mixed.csv", [("a", "0"), ("b", "Good"), ("c", "Bad")]))
+    shifted = table(tmp_path / "ids.csv", [("a", "0"), ("b", "1"), ("c", "2")])
+    assert read(shifted, labels=("1", "2", "3")).labels == (0, 1, 2)
+
+
+def test_a_path_is_no_pattern(tmp_path: Path) -> None:
+    table(tmp_path / "data1.csv", [("another", "Bad"), ("file", "Good")])
+    chosen = table(tmp_path / "data[1].csv", [("the file", "Bad"), ("that was named", "Good")])
+    assert read(chosen).texts == ("the file", "that was named")
+
+
+def test_texts_of_a_folder_are_those_of_the_named_split(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for part in ("train", "test"):
+        table(tmp_path / "set" / f"{part}.csv", [(f"of {part}", "Bad"), ("other", "Good")])
+    assert read_texts(str(tmp_path / "set"))[0] == "of train"
+    assert read_texts(str(tmp_path / "set"), name="test")[0] == "of test"
 
 
 def test_a_label_named_like_an_id_goes_by_its_name(tmp_path: Path) -> None:
