@@ -53,7 +53,7 @@ class Own:
         fp32 = self._variant("onnx-fp32", lambda out: export(self.source, out, texts=self.texts))
         key = self._key(fp32.digest, self.texts, self.valid.digest, MAX_LOST_POINTS)
         choice: Choice = self.shop.cached(
-            "quantization", key, Choice, lambda: choose_quantization(self._question(fp32))
+            "quantization", key, Choice, lambda: choose_quantization(self._question(fp32), self.shop.work)
         )
         ways = {"onnx-int8": choice.options, "onnx-int8-dynamic": QuantizeOptions(method="dynamic")}
         made = [fp32] + [self._quantized(fp32, name, options) for name, options in ways.items()]

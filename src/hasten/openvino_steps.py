@@ -104,7 +104,9 @@ def quantize_openvino(
     with building(out) as draft:
         copy_configuration(source, draft)
         _quantize_graph(source, draft / GRAPH, texts[:CALIBRATION_TEXTS])
-        manifest = replace(source.manifest, name=name, precision="int8", step=_record("quantize", source, {}))
+        manifest = replace(
+            source.manifest, name=name, precision="int8", plan=None, step=_record("quantize", source, {})
+        )
         facts = measure_changes(before, Variant(path=draft, manifest=manifest), texts, mixed)
         invariant: bool = facts["batch_invariance"]["holds"]
         step = _record("quantize", source, facts)

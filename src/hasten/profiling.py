@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Self
 
@@ -96,7 +96,8 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         """Ends the process."""
         if self._process.stdin:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # of a process that was killed before it read a command
+                self._process.stdin.close()
         self._process.terminate()
         self._process.wait()
         if self._process.stdout:

@@ -57,7 +57,7 @@ class QuantizeOptions:
         embeddings: Whether the embedding tables become INT8 too.
         smoothing: How much of the activations' outliers is moved into the weights, 0 (nothing) to 1; see
             `hasten.smoothing`. Not used by the dynamic method.
-        keep: Names of matrix products that stay in fp32.
+        keep: Names of matrix products that stay in fp32, with all that share their weights.
     """
 
     method: Method = "static"
@@ -126,7 +126,7 @@ def quantize(
     with building(out) as draft:
         copy_configuration(source, draft)
         quantize_graph(source, draft / "model.onnx", options, texts)
-        manifest = replace(source.manifest, name=name, precision="int8", step=_record(source, options, {}))
+        manifest = replace(source.manifest, name=name, precision="int8", plan=None, step=_record(source, options, {}))
         facts = measure_changes(before, Variant(path=draft, manifest=manifest), texts, mixed)
         invariant: bool = facts["batch_invariance"]["holds"]
         sealed = finish(draft, replace(manifest, batch_invariant=invariant, step=_record(source, options, facts)))
@@ -143,13 +143,21 @@ def _record(source: Variant, options: QuantizeOptions, facts: dict[str, Any]) ->
     )
 
 
-def products(source: Variant) -> list[str]:
-    """Names of the products of activations with weights in an ONNX variant, in their order."""
+def products(source: Variant) -> dict[str, str]:
+    """Products of activations with weights in an ONNX variant, in their order.
+
+    Args:
+        source: The variant.
+
+    Returns:
+        Names of the weights, by the product's; products may share weights, as ALBERT's layers do.
+    """
     import onnx
 
     graph = onnx.load_model(source.path / source.weights, load_external_data=False).graph
     weights = {initializer.name for initializer in graph.initializer}
-    return [node.name for node in graph.node if node.op_type in (PRODUCT, PACKED) and node.input[1] in weights]
+    found = [node for node in graph.node if node.op_type in (PRODUCT, PACKED) and node.input[1] in weights]
+    return {node.name: node.input[1] for node in found}
 
 
 def quantize_graph(
@@ -172,7 +180,9 @@ def quantize_graph(
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
         raise MissingExtraError("onnx", "optimize") from error
-    wanted = [name for name in products(source) if name not in options.keep]
+    weights = products(source)
+    kept = {weights[name] for name in options.keep if name in weights}
+    wanted = [name for name in weights if weights[name] not in kept]
     if not wanted:
         raise ArtifactError(f"{source.path}: no product of activations with weights is left to quantize")
     common: dict[str, Any] = {
@@ -181,7 +191,7 @@ def quantize_graph(
         "weight_type": QuantType.QInt8,
     }
     extra: dict[str, Any] = {"DefaultTensorType": FLOAT_TENSOR, "MatMulConstBOnly": True}
-    with tempfile.TemporaryDirectory() as folder, _quiet_quantizer():
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet_quantizer():
         graph = source.path / source.weights
         if options.embeddings:
             lookups, graph = graph, Path(folder) / "embeddings.onnx"

@@ -3,9 +3,9 @@
 Ranges of activations can be kept whole or cut, and which is better hangs on the model's outliers. Weights of 8 bits are
 finer than of 7, but can saturate on CPUs without VNNI, and whether they do hangs on the weights. So each way is carried
 out, and the one that moves the logits of training texts least is taken. Its loss of accuracy against the fp32 parent is
-then judged on the validation split. Where that does not show that the loss is allowed, smoothing is tried, which costs
-a few operators. If more is shown to be lost than allowed even so, the products of activations with weights are put back
-to fp32 one by one, the most sensitive first, until it no longer is.
+then judged on the validation split. Where rows are lost and it does not show that so many may be, smoothing is tried,
+which costs a few operators. If more is shown to be lost than allowed even so, the products of activations with weights
+are put back to fp32 one by one, the most sensitive first, until it no longer is.
 
 Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", on range setting and on the analysis of
 layers one at a time. We differ in the criterion: logits of the user's texts rather than errors of tensors.
@@ -13,7 +13,7 @@ layers one at a time. We differ in the criterion: logits of the user's texts rat
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Literal
 
 import numpy as np
 
+from hasten.files import beside
 from hasten.intervals import Interval, paired_ratio
 from hasten.quantization import Calibration, QuantizeOptions, can_saturate, products, quantize_graph
 from hasten.runtime import Logits, OnnxRuntime, predict_logits
@@ -93,19 +94,24 @@ class Question:
     threads: int
 
 
-def choose_quantization(question: Question, progress: Progress | None = None) -> Choice:
+def choose_quantization(question: Question, work: Path, progress: Progress | None = None) -> Choice:
     """Compares ways to quantize, judges the best, puts products back to fp32 where it loses too much.
 
     Args:
         question: The parent, the texts, the data to judge by.
+        work: A folder to keep graphs in meanwhile.
         progress: Told how many of how many ways have been tried.
 
     Returns:
         The way to quantize, with its loss; `too large` only if half of the products in fp32 did not help.
     """
-    with tempfile.TemporaryDirectory(prefix="hasten-") as name:
-        copy_configuration(question.source, Path(name))
-        return _Search(question, Path(name), progress).run()
+    folder = beside(work / "search")
+    try:
+        folder.mkdir(parents=True)
+        copy_configuration(question.source, folder)
+        return _Search(question, folder, progress).run()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Search:
@@ -114,13 +120,14 @@ class _Search:
     def __init__(self, question: Question, folder: Path, progress: Progress | None) -> None:
         self.question, self.folder, self.progress = question, folder, progress
         self._before = self._parent(question.texts)
+        self._right = self._parent(question.valid.texts).argmax(-1) == np.asarray(question.valid.labels)
 
     def run(self) -> Choice:
         """The best way, then fp32 for products until the loss is not shown to be too large."""
         candidates, sensitivity = self._plain(), dict[str, float]()
         options = _best(candidates)
         lost = self._lost_points(options)
-        if self._verdict(lost) != "holds" and not options.smoothing:
+        if self._verdict(lost) != "holds" and lost.value > 0 and not options.smoothing:
             smoothed = self._smoothed(options)
             candidates += smoothed
             other = self._lost_points(_best(smoothed))
@@ -170,9 +177,10 @@ class _Search:
         return predict_logits(OnnxRuntime(draft, threads=self.question.threads), texts)
 
     def _lost_points(self, options: QuantizeOptions) -> Interval:
-        labels = np.asarray(self.question.valid.labels)
+        labels, before = np.asarray(self.question.valid.labels), self._right
         after = self._quantized(options, self.question.valid.texts).argmax(-1) == labels
-        before = self._parent(self.question.valid.texts).argmax(-1) == labels
+        if not before.any():  # of a student that has learnt nothing no share can be kept
+            return Interval(value=-100 * float(after.mean()), lower=None, upper=None)
         points, kept = 100 * float(before.mean()), paired_ratio(after, before)
         lower, upper = (None if limit is None else points * (1 - limit) for limit in (kept.upper, kept.lower))
         return Interval(value=points * (1 - kept.value), lower=lower, upper=upper)
@@ -187,10 +195,11 @@ class _Search:
         return VERDICTS.index(self._verdict(lost)), lost.value
 
     def _sensitivity(self, options: QuantizeOptions) -> dict[str, float]:
-        """How far logits move when one product alone is quantized, worst first."""
+        """How far logits move when one product alone, with those of its weights, is quantized, worst first."""
         every, moves = products(self.question.source), dict[str, float]()
-        for name in every:
-            rest = tuple(other for other in every if other != name)
+        first = {weights: name for name, weights in reversed(every.items())}  # stands for all that share the weights
+        for weights, name in reversed(first.items()):
+            rest = tuple(other for other in every if every[other] != weights)
             after = self._quantized(replace(options, keep=rest), self.question.texts[:SENSITIVITY_TEXTS])
             moves[name] = _move(after, self._before[:SENSITIVITY_TEXTS])
         return dict(sorted(moves.items(), key=lambda move: -move[1]))

@@ -15,6 +15,7 @@ from hasten.checkpoint import import_checkpoint
 from hasten.distillation import distill
 from hasten.files import file_sha256
 from hasten.layer_choice import layer_influences, most_influential
+from hasten.measurement import this_host
 from hasten.ngram_model import NgramOptions, fit_ngrams
 from hasten.onnx_export import export
 from hasten.openvino_steps import export_openvino, quantize_openvino
@@ -268,9 +269,12 @@ class Maker:
             max_lost_points=self.options.max_lost_points, threads=self.options.profile.resolved_threads,
         )  # fmt: skip
         parts = (question.texts, self.data.valid.digest, question.options, question.max_lost_points)
-        key = make_key(source.digest, *parts)
+        key = make_key(source.digest, *parts, this_host().instructions)
         choice: Choice = self.shop.cached(
-            f"quantization-{name}", key, Choice, lambda: choose_quantization(question, self.observer.advance)
+            f"quantization-{name}",
+            key,
+            Choice,
+            lambda: choose_quantization(question, self.shop.work, self.observer.advance),
         )
         self.searches[name] = choice
         return choice.options
@@ -279,7 +283,7 @@ class Maker:
         self.observer.stage(f"quantizing {name}")
         texts, mixed = self._some_texts(QUANTIZE_TEXTS), self.data.valid.texts
         return self._step(
-            name, [source.digest, options, texts, mixed],
+            name, [source.digest, options, options.reduces_range, texts, mixed],
             lambda out: quantize(source, out, options, name=name, texts=texts, mixed=mixed),
         )  # fmt: skip
 

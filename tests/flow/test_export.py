@@ -194,7 +194,7 @@ def test_only_static_int8_is_batch_invariant(
 def test_products_that_are_kept_stay_in_fp32(bert: tuple[Variant, Variant], tmp_path: Path) -> None:
     import onnx
 
-    every = products(bert[1])
+    every = list(products(bert[1]))
     assert len(every) == 2 * 4
     kept = quantize(bert[1], tmp_path / "mixed", QuantizeOptions(keep=tuple(every[:3])), texts=TEXTS)
     graph = onnx.load(kept.path / "model.onnx").graph
@@ -221,7 +221,9 @@ def test_integer_products_hold_their_bias_and_leave_the_residual_path_alone(
     assert not any(node.op_type == "Add" for node in layers)
 
 
-def test_the_search_takes_what_moves_logits_least_and_puts_products_back(bert: tuple[Variant, Variant]) -> None:
+def test_the_search_takes_what_moves_logits_least_and_puts_products_back(
+    bert: tuple[Variant, Variant], tmp_path: Path
+) -> None:
     runtime = open_runtime(bert[1])
     texts = tuple(text for text, _ in labelled_rows(60, seed=9))
     own = tuple(map(int, predict_logits(runtime, texts).argmax(-1)))
@@ -229,17 +231,19 @@ def test_the_search_takes_what_moves_logits_least_and_puts_products_back(bert: t
     question = Question(
         source=bert[1], texts=TEXTS, valid=valid, options=QuantizeOptions(), max_lost_points=100.0, threads=1
     )
-    easy = choose_quantization(question)
+    easy = choose_quantization(question, tmp_path)
     assert easy.loss == "holds"
     assert {c.options.calibration for c in easy.candidates} == {"minmax", "percentile", "entropy"}
     assert easy.options == min(easy.candidates, key=lambda c: c.mean_logit_difference).options
     assert easy.lost_points.lower <= easy.lost_points.value <= easy.lost_points.upper
-    hard = choose_quantization(replace(question, max_lost_points=-1000.0))
+    hard = choose_quantization(replace(question, max_lost_points=-1000.0), tmp_path)
     assert hard.loss == "too large"
     assert set(hard.sensitivity) == set(products(bert[1]))
     assert sorted(hard.sensitivity.values(), reverse=True) == list(hard.sensitivity.values())
     assert hard.options.keep == tuple(hard.sensitivity)[:4], "half of the eight products, the worst first"
-    assert choose_quantization(replace(question, max_lost_points=easy.lost_points.value)).loss == "undecided"
+    level = replace(question, max_lost_points=easy.lost_points.value)
+    assert choose_quantization(level, tmp_path).loss == "undecided"
+    assert not list(tmp_path.iterdir())
 
 
 def test_quantization_shrinks_and_measures_its_loss(bert: tuple[Variant, Variant], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from hasten.packing import unpack
 from hasten.quantization import QuantizeOptions, products, quantize
 from hasten.runtime import OnnxRuntime, predict_logits
 from hasten.smoothing import channel_peaks, smooth, smoothing_scales
-from hasten.variant import Variant, building, open_variant, seal
+from hasten.variant import PlanRow, ThreadPlan, Variant, building, open_variant, seal
 from hasten.workload import Workload
 
 TEXTS = [text for text, _ in labelled_rows(40, seed=8)]
@@ -54,7 +55,8 @@ def smoothed(source: Variant, out: Path) -> Variant:
     feeds = [runtime.feed([encoding]) for encoding in runtime.encode(TEXTS)]
 
     def change(graph: Any) -> None:
-        smooth(graph, products(source), channel_peaks(graph, products(source), feeds), 0.7)
+        found = list(products(source))
+        smooth(graph, found, channel_peaks(graph, found, feeds), 0.7)
 
     return with_graph(source, out, change)
 
@@ -126,22 +128,77 @@ def test_no_text_to_calibrate_on_is_refused() -> None:
         QuantizeOptions(calibration_texts=0)
 
 
-def test_the_search_smooths_where_the_loss_is_not_shown_to_be_allowed(
+def shared(graph: Any) -> None:
+    """Lets the second layer's output product of attention read the first layer's matrix, as ALBERT's layers do."""
+    nodes = [node for node in graph.graph.node if node.op_type == "MatMul"]
+    first, second = (next(n for n in nodes if f"layer.{i}.attention.output" in n.name) for i in (0, 1))
+    second.input[1] = first.input[1]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.7])
+def test_products_that_share_weights_stay_in_fp32_together(
+    smoothing: float, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = with_graph(exported("bert", checkpoint, tmp_path), tmp_path / "shared", shared)
+    names = products(source)
+    (pair,) = ([name for name in names if names[name] == weights] for weights in set(names.values())
+               if list(names.values()).count(weights) == 2)  # fmt: skip
+    others = tuple(name for name in names if name not in pair)
+    kept = quantize(source, tmp_path / "kept", QuantizeOptions(keep=pair[:1], smoothing=smoothing), texts=TEXTS)
+    graph = onnx.load(kept.path / "model.onnx").graph
+    types = {initializer.name: initializer.data_type for initializer in graph.initializer}
+    floats = {node.name for node in graph.node if len(node.input) > 1 and types.get(node.input[1]) == 1}
+    assert {*pair} <= floats
+    assert not {*others} & floats
+    runtimes = (OnnxRuntime(variant, threads=1) for variant in (source, kept))
+    before, after = (predict_logits(runtime, TEXTS) for runtime in runtimes)
+    assert float(np.abs(after - before).max()) < 0.1
+
+
+def test_an_answer_that_is_never_right_loses_no_share(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    from hasten.quantization_search import Question, choose_quantization
+
+    source = exported("bert", checkpoint, tmp_path)
+    answers = predict_logits(OnnxRuntime(source, threads=1), TEXTS).argmax(-1)
+    wrong = tuple(int(label + 1) % len(source.labels) for label in answers)
+    valid = Workload(name="valid", source="valid", texts=tuple(TEXTS), labels=wrong)
+    choice = choose_quantization(Question(
+        source=source, texts=TEXTS[:5], valid=valid, options=QuantizeOptions(), max_lost_points=0.3, threads=1
+    ), tmp_path)  # fmt: skip
+    assert (choice.loss, choice.lost_points.lower, choice.lost_points.upper) == ("undecided", None, None)
+
+
+def test_a_plan_of_threads_is_of_the_graph_it_was_measured_on(
     checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    source = exported("bert", checkpoint, tmp_path)
+    plan = ThreadPlan(cpu="", cores=1, rows=[PlanRow(workers=1, threads=1, alone_p50_ms=1.0, texts_per_s=1.0)])
+    planned = replace(source, manifest=replace(source.manifest, plan=plan))
+    assert quantize(planned, tmp_path / "int8", texts=TEXTS[:5]).manifest.plan is None
+
+
+@pytest.mark.parametrize(("rows_lost", "smooths"), [(0.5, True), (0.0, False)])
+def test_the_search_smooths_where_rows_are_lost_and_the_loss_is_not_shown_to_be_allowed(
+    rows_lost: float, smooths: bool, checkpoint: Callable[[str], Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     from hasten.quantization_search import SMOOTHINGS, Question, choose_quantization
 
+    def lost(_search: Any, _options: QuantizeOptions) -> Interval:
+        return Interval(value=rows_lost, lower=-1.0, upper=2.0)
+
+    monkeypatch.setattr("hasten.quantization_search._Search._lost_points", lost)
     source = with_graph(exported("bert", checkpoint, tmp_path), tmp_path / "outliers", outliers)
     answers = predict_logits(OnnxRuntime(source, threads=1), TEXTS).argmax(-1)
     valid = Workload(name="valid", source="valid", texts=tuple(TEXTS), labels=tuple(int(label) for label in answers))
     question = Question(
         source=source, texts=TEXTS, valid=valid, options=QuantizeOptions(), max_lost_points=0.3, threads=1
     )  # fmt: skip
-    choice = choose_quantization(question)
+    choice = choose_quantization(question, tmp_path)
     tried = [candidate.options.smoothing for candidate in choice.candidates]
-    assert tuple(sorted(set(tried))) == (0.0, *SMOOTHINGS)  # 40 texts cannot show that 0.3 points are not lost
+    assert tuple(sorted(set(tried))) == ((0.0, *SMOOTHINGS) if smooths else (0.0,))
     least = min(choice.candidates, key=lambda candidate: candidate.mean_logit_difference)
-    assert least.options.smoothing > 0
+    assert (least.options.smoothing > 0) == smooths
 
 
 @pytest.mark.parametrize(("plain", "smoothed"), [(1.0, 0.2), (0.2, 1.0)])
@@ -158,6 +215,6 @@ def test_where_neither_decides_the_smaller_estimate_is_taken(
     source = exported("bert", checkpoint, tmp_path)
     choice = choose_quantization(Question(
         source=source, texts=TEXTS[:5], valid=valid, options=QuantizeOptions(), max_lost_points=0.3, threads=1
-    ))  # fmt: skip
+    ), tmp_path)  # fmt: skip
     assert (choice.loss, choice.lost_points.value) == ("undecided", 0.2)
     assert bool(choice.options.smoothing) == (smoothed < plain)

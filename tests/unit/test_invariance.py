@@ -54,6 +54,12 @@ def test_flips_are_counted_and_tiny_moves_are_allowed() -> None:
     assert 0 < tiny.max_logit_difference < TOLERANCE
 
 
+def test_no_number_in_company_is_no_invariance() -> None:
+    found = batch_invariance(Leaky(float("nan")), TEXTS)
+    assert not found.holds
+    assert np.isnan(found.max_logit_difference)
+
+
 def test_it_needs_texts() -> None:
     with pytest.raises(DataError, match="none were given"):
         batch_invariance(FakeRuntime(), [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from types import SimpleNamespace
@@ -10,8 +12,11 @@ from typing import Any, Self
 import pytest
 
 from hasten import profiling
-from hasten.profiling import ProfileOptions, time_only
-from hasten.profiling_worker import Reply
+from hasten.errors import MeasurementError
+from hasten.profiling import ProfileOptions, Worker, time_only
+from hasten.profiling_worker import Reply, meet_lengths
+from hasten.runtime import FakeRuntime, Logits
+from hasten.tokenization import Encoding
 
 
 def turns_of(monkeypatch: pytest.MonkeyPatch, names: str, options: ProfileOptions, texts: int) -> list[tuple[str, str]]:
@@ -36,6 +41,29 @@ def turns_of(monkeypatch: pytest.MonkeyPatch, names: str, options: ProfileOption
     found = time_only([SimpleNamespace(name=name) for name in names], [f"text {i}" for i in range(texts)], options)
     assert [len(latency.samples_ms) for latency in found] == [texts] * len(names)
     return taken
+
+
+def test_each_length_is_met_once_before_it_is_timed() -> None:
+    lengths, met = list[int](), set[int]()
+
+    class Watching(FakeRuntime):
+        def infer(self, encodings: Sequence[Encoding]) -> Logits:
+            lengths.extend(map(len, encodings))
+            return FakeRuntime.infer(self, encodings)
+
+    meet_lengths(Watching(), ["aa", "b", "cc", "b"], met)
+    meet_lengths(Watching(), ["dd", "eee"], met)
+    assert lengths == [2, 1, 3]
+
+
+def test_a_process_that_was_killed_between_its_turns_is_named() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    gone.wait()
+    worker = object.__new__(Worker)
+    worker.variant, worker._process = SimpleNamespace(name="onnx-int8"), gone
+    with pytest.raises(MeasurementError, match="onnx-int8: the measuring process ended with status 0"):
+        worker.classify(["text"])
+    worker.__exit__()  # what it was not told any more is still in the pipe's buffer
 
 
 def test_every_variant_gets_every_block_and_every_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
