@@ -26,6 +26,7 @@ ARCHITECTURES = (
 OFFSET_POSITIONS = ("camembert", "mpnet", "roberta", "xlm-roberta")
 DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model")
 UNLIMITED_TOKENS = 100_000
+MOST_BYTES = 2**31  # of a protobuf message
 VERSIONED = ("torch", "transformers", "tokenizers", "safetensors")
 
 
@@ -112,10 +113,15 @@ def _check_config(folder: Path, config: Mapping[str, Any], *, new_head: bool) ->
         )
     if new_head:
         return
-    problem = config.get("problem_type")
-    if problem not in (None, "single_label_classification") or len(config.get("id2label") or "12") < 2:
+    problem, named = config.get("problem_type"), config.get("id2label") or {}
+    count = len(named) or config.get("num_labels", 2)  # transformers' own default
+    if problem not in (None, "single_label_classification") or count < 2:
         task = problem or "regression (one label)"
         raise ArtifactError(f"{folder}: the task is {task}; hasten takes single-label classification for now")
+    if named and set(named) != {str(i) for i in range(count)}:
+        raise ArtifactError(
+            f"{folder}/config.json: id2label has the ids {', '.join(list(named)[:5])}; they must count from 0"
+        )
 
 
 def _load(folder: Path, named: Mapping[str, str], new_labels: Sequence[str] | None, seed: int) -> tuple[Any, Any]:
@@ -178,8 +184,9 @@ def _new_head(labels: Sequence[str]) -> dict[str, Any]:
 def _save(model: Any, tokenizer: Any, draft: Path) -> None:
     model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
-    if not (draft / "model.safetensors").is_file():
-        raise ArtifactError("the model is larger than one safetensors file holds; hasten takes models up to 2 GB")
+    weights = draft / "model.safetensors"
+    if not weights.is_file() or weights.stat().st_size >= MOST_BYTES:
+        raise ArtifactError("the model is too large: hasten takes weights below 2 GiB in fp32, as one ONNX file does")
 
 
 def _manifest(name: str, model: Any, tokenizer: Any) -> Manifest:

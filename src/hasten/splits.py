@@ -109,6 +109,7 @@ def read_data(inputs: Inputs, options: SplitOptions, labels: Sequence[str]) -> D
     test, train = read(inputs.test, "test"), read(inputs.train, "train")
     if inputs.valid is not None:
         valid, from_valid = without_overlap(read(inputs.valid, "valid"), test)
+        _check_left(valid, inputs.valid)
     else:
         train, from_train = without_overlap(train, test)
         _check_left(train, inputs.train)
@@ -122,7 +123,8 @@ def read_data(inputs: Inputs, options: SplitOptions, labels: Sequence[str]) -> D
     if shared and options.strict:
         raise DataError(f"{len(shared):,} texts stand in two splits, such as {shared[0][:80]!r}; --strict forbids that")
     _check_left(train, inputs.train)
-    _check_left(valid, inputs.valid or inputs.train)
+    if len(set(train.labels)) < 2:
+        raise DataError(f"{inputs.train}: one class is left once rows that stand in the other splits are removed")
     more = () if inputs.unlabelled is None else read_texts(inputs.unlabelled, text_column=inputs.text_column)
     return Data(train=train, valid=valid, test=test, unlabelled=more, removed=removed)
 

@@ -43,7 +43,8 @@ class TextEncoder:
         except Exception as error:  # tokenizers raises bare Exception
             raise ArtifactError(f"{path}: not a tokenizer that the tokenizers library reads: {error}") from error
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(variant.manifest.max_tokens)
+        side = _configured(variant, "tokenizer_config.json").get("truncation_side") or "right"
+        self._tokenizer.enable_truncation(variant.manifest.max_tokens, direction=side)
 
     def __call__(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenizes texts.
@@ -52,7 +53,7 @@ class TextEncoder:
             texts: The texts.
 
         Returns:
-            One encoding a text, truncated to the model's longest input.
+            One encoding a text, truncated to the model's longest input, at the end that the tokenizer is set to.
 
         Raises:
             DataError: A text holds a lone surrogate, which no UTF-8 has.
@@ -75,8 +76,13 @@ def _check_unicode(texts: Sequence[str]) -> None:
 
 def pad_token_id(variant: Variant) -> int:
     """The id that fills up shorter rows of a batch, from `config.json`; 0 where it names none."""
-    config = msgspec.json.decode((variant.path / "config.json").read_bytes())
-    return int(config.get("pad_token_id") or 0)
+    return int(_configured(variant, "config.json").get("pad_token_id") or 0)
+
+
+def _configured(variant: Variant, name: str) -> dict[str, Any]:
+    """What a configuration file of the folder says; nothing where there is none."""
+    path = variant.path / name
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.is_file() else {}
 
 
 def padded(encodings: Sequence[Encoding], pad_id: int) -> dict[str, NDArray[np.int64]]:

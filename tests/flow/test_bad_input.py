@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from conftest import labelled_rows, write_csv
+from hasten.checkpoint import import_checkpoint
 from hasten.cli import main
+from hasten.errors import ArtifactError
 
 Hasten = Callable[..., "Result"]
 
@@ -131,6 +133,27 @@ def test_an_unproven_architecture_is_named(hasten: Hasten, model: Path, data: di
 def test_another_task_is_named(hasten: Hasten, model: Path, data: dict[str, str]) -> None:
     edit_config(model, problem_type="multi_label_classification")
     refused(optimize(hasten, model, data["train"], data["test"]), "multi_label_classification")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"id2label": {"1": "Bad", "2": "Mixed", "3": "Good"}}, "id2label has the ids 1, 2, 3; they must count from 0"),
+        ({"id2label": None, "num_labels": 1}, "the task is regression (one label)"),
+    ],
+)
+def test_labels_that_cannot_be_answers(
+    changes: dict[str, object], said: str, hasten: Hasten, model: Path, data: dict[str, str]
+) -> None:
+    edit_config(model, **changes)
+    refused(optimize(hasten, model, data["train"], data["test"]), said)
+
+
+def test_a_model_too_large_for_one_graph(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hasten.checkpoint.MOST_BYTES", 1000)
+    with pytest.raises(ArtifactError, match="the model is too large"):
+        import_checkpoint(str(model), tmp_path / "imported")
+    assert not (tmp_path / "imported").exists()
 
 
 def test_an_encoder_that_was_never_fine_tuned(hasten: Hasten, model: Path, data: dict[str, str]) -> None:

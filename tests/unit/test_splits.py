@@ -65,6 +65,17 @@ def test_training_data_that_are_all_test_data_are_refused(tmp_path: Path) -> Non
         read_all(tmp_path, named("test", 9), named("test", 9))
 
 
+def test_validation_data_that_are_all_test_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"valid\.csv: no rows are left"):
+        read_all(tmp_path, named("only", 30), named("test", 9), valid=named("test", 9))
+
+
+def test_training_data_of_which_one_class_is_left_are_refused(tmp_path: Path) -> None:
+    train = [*named("test", 9), *((f"only {row}", "Bad") for row in range(9))]
+    with pytest.raises(DataError, match=r"train\.csv: one class is left"):
+        read_all(tmp_path, train, named("test", 9), valid=named("valid", 9))
+
+
 def test_validation_rows_are_capped(tmp_path: Path) -> None:
     found = read_all(tmp_path, named("only", 300), named("test", 9), valid_rows=30)
     assert len(found.valid) == 30

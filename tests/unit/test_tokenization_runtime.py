@@ -67,6 +67,22 @@ def test_padding_that_a_tokenizer_brings_is_left_out(copy: Path, bert: Variant) 
     assert TextEncoder(replace(bert, path=copy))(TEXTS) == TextEncoder(bert)(TEXTS)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_long_texts_are_cut_on_the_tokenizers_side(
+    checkpoint: Callable[[str], Path], tmp_path: Path, side: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "raw"
+    shutil.copytree(checkpoint("bert"), folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"truncation_side": side}))
+    made = import_checkpoint(str(folder), tmp_path / "made")
+    long = " ".join(TEXTS * 50)
+    theirs = AutoTokenizer.from_pretrained(folder)(long, truncation=True, max_length=made.manifest.max_tokens)
+    assert TextEncoder(made)([long])[0].ids == theirs["input_ids"]
+
+
 def test_an_empty_text_and_no_text(bert: Variant) -> None:
     assert [len(e) for e in TextEncoder(bert)([""])] == [2]
     assert TextEncoder(bert)([]) == []
