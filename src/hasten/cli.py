@@ -257,6 +257,7 @@ def demo(
         command = ["hasten", "optimize", inputs.model, "--train", inputs.train, "--test", inputs.test]
         command += ["--valid", str(inputs.valid)]
         command += ["--speedup", f"{speedup:g}", "--retain", f"{retain:g}", "--all", "--shapes", SHAPES]
+        command += [] if threads is None else ["--threads", str(threads)]
         command += ["--epochs", str(STUDENT_EPOCHS), "--no-openvino", "--no-simple", "--out", str(out / "run")]
         result = pipeline.optimize(replace(inputs, command=shlex.join(command)), out / "run", options, bars)
     _finish(result, out / "run", json=False, more=CURL)
@@ -272,4 +273,7 @@ def main() -> None:
         sys.exit(error.exit_status)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a file that cannot be read or written, named in it
+        sys.stderr.write(f"error: {error}\n")
         sys.exit(1)

@@ -56,10 +56,6 @@ def bench(
 
     trials = load.find_max(try_rate, rate, seconds) if find_max else [try_rate(rate)]
     best = load.highest(trials)
-    if histogram is not None:
-        distribution = io.BytesIO()
-        load.histogram((best or trials[-1]).latencies_ms).output_percentile_distribution(distribution, 1000.0)
-        write_atomically(histogram, distribution.getvalue())
     if json:
         sys.stdout.write(msgspec.json.encode(trials).decode() + "\n")
     else:
@@ -67,6 +63,10 @@ def bench(
         found = "no offered rate is shown to keep it" if best is None else f"holds at {best.rate:.1f} requests a second"
         few = "" if trials[-1].offered >= load.DECIDING else f"; fewer than {load.DECIDING} requests cannot show it"
         sys.stdout.write(f"p99 of {p99_ms:g} ms: {found}{few}.\n")
+    if histogram is not None:
+        distribution = io.BytesIO()
+        load.histogram((best or trials[-1]).latencies_ms).output_percentile_distribution(distribution, 1000.0)
+        write_atomically(histogram, distribution.getvalue())
     raise SystemExit(3 if best is None else 0)
 
 

@@ -31,7 +31,7 @@ TextColumn = Annotated[str | None, typer.Option(help="Column of the texts; guess
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels, by name or id; guessed when unambiguous.")]
 Threads = Annotated[int | None, typer.Option(help="Threads for one inference; all cores at hand if not given.")]
 Samples = Annotated[int, typer.Option(help="Timed requests a variant, at least; 299 are needed to judge a p99.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report's JSON to stdout.")]
 Epochs = Annotated[float, typer.Option(help="Passes over the training texts.")]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]

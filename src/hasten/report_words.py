@@ -5,7 +5,8 @@ Nothing here escapes anything: each rendering escapes for its own language.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,7 +217,7 @@ def deciding(report: Report) -> tuple[str, ...]:
 def _decider(judgement: Judgement) -> str:
     criterion = {"p99_ms": "p99", "speedup": "speed-up"}.get(judgement.criterion, judgement.criterion)
     if judgement.needed is None:
-        return f"{criterion}: more {LIMIT_UNITS[judgement.criterion]}; the estimate is too close to say how many"
+        return f"{criterion}: more {LIMIT_UNITS[judgement.criterion]}; from these it cannot be said how many"
     return f"{criterion}: about {judgement.needed:,} {LIMIT_UNITS[judgement.criterion]}, if the estimate stays"
 
 
@@ -241,14 +242,18 @@ def shares(row: VariantRow) -> dict[str, float]:
 def length_grid(report: Report) -> Grid:
     """Median latency by range of lengths, a column per variant."""
     names = tuple(row.name for row in report.variants)
-    medians = {
-        (length.low_tokens, length.high_tokens, row.name): ms(length.p50_ms.value)
-        for row in report.variants
-        for length in row.latency_by_length
-    }
-    ranges = sorted({(low, high) for low, high, _ in medians})
-    rows = ((f"{low}–{high}", *(medians.get((low, high, name), NONE) for name in names)) for low, high in ranges)
+    medians = {(span, row.name): median for row in report.variants for span, median in _medians_by_length(row)}
+    spans = sorted({span for span, _ in medians})
+    rows = ((f"{span[0]}–{span[1]}", *(medians.get((span, name), NONE) for name in names)) for span in spans)
     return Grid(header=("tokens", *names), rows=tuple(rows))
+
+
+def _medians_by_length(row: VariantRow) -> Generator[tuple[tuple[int, int, int], str]]:
+    seen = Counter[tuple[int, int]]()  # several ranges may be of truncated texts, and alike
+    for length in row.latency_by_length:
+        span = (length.low_tokens, length.high_tokens)
+        yield (*span, seen[span]), ms(length.p50_ms.value)
+        seen[span] += 1
 
 
 def shape_grid(report: Report) -> Grid:
@@ -274,7 +279,7 @@ def shape_reason(shapes: Sequence[ShapeRow]) -> str:
     chosen = next(shape for shape in shapes if shape.chosen)
     if not chosen.fits:
         return f"No shape fits; {chosen.name} is the fastest that was measured, and would still miss the budget."
-    larger = any(not shape.fits for shape in shapes)
+    larger = any(not shape.fits for shape in shapes[shapes.index(chosen) + 1 :])
     more = "the next larger one is too slow" if larger else "no larger one was measured"
     return f"{chosen.name} is the largest that keeps the latency budget with headroom: {more}."
 

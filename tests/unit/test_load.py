@@ -170,3 +170,5 @@ def test_the_verb_shows_a_table_and_says_whether_it_holds(
         assert "The generator itself:" in shown
         assert "Percentile" in (tmp_path / "latency.hgrm").read_text(encoding="utf-8")
         assert hasten(*arguments, "--p99-ms", 1e-6)[0] == 3
+        status, shown = hasten(*arguments, "--p99-ms", 10_000, "--histogram", tmp_path / "nowhere" / "latency.hgrm")
+        assert (status, "holds at 100.0" in shown) == (1, True)

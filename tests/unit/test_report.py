@@ -15,7 +15,7 @@ from hasten import report_words as words
 from hasten.budget import Budget
 from hasten.errors import MeasurementError, MissingExtraError
 from hasten.intervals import Interval
-from hasten.measurement import GROUPS, Host, Latency, Measurement, Quality, Scenario, speedup
+from hasten.measurement import GROUPS, Host, Latency, LengthRow, Measurement, Quality, Scenario, speedup
 from hasten.report import Report, RunInfo, ShapeRow, compare, load_report
 from hasten.report_charts import Box, Frame, Mark, label_places
 from hasten.report_render import Form, render, save_report
@@ -342,6 +342,16 @@ def test_milliseconds_at_three_digits(value: float, shown: str) -> None:
     assert words.ms(value) == shown
 
 
+def test_lengths_that_are_alike_have_a_row_each(report: Report) -> None:
+    longest = LengthRow(low_tokens=512, high_tokens=512, p50_ms=Interval(value=9.0, lower=8.0, upper=10.0), n=20)
+    rows = tuple(
+        replace(row, latency_by_length=(longest, replace(longest, p50_ms=replace(longest.p50_ms, value=9.5))))
+        for row in report.variants
+    )
+    first, second = words.length_grid(replace(report, variants=rows)).rows
+    assert (first[:2], second[:2]) == (("512–512", "9.00"), ("512–512", "9.50"))
+
+
 @pytest.mark.parametrize(("number", "shown"), [(999, "999"), (9999, "9,999"), (12_345, "12 k"), (22_713_000, "22.7 M")])
 def test_counts(number: int, shown: str) -> None:
     assert words.count(number) == shown
@@ -366,6 +376,8 @@ def test_the_budgets_line_stands_between_the_shapes_that_fit_and_those_that_do_n
     assert "2.20 (1.98–2.42)" in shown
     assert "9.09× (8.18–10.0)" in shown
     assert "the next larger one is too slow" in shown
+    before = shapes_as_terminal([shape("2x128", 4.4, fits=False), fitting], Budget(p99_ms=5))
+    assert "no larger one was measured" in before
     none = shapes_as_terminal([shape("6x384", 4.4, fits=False, chosen=True)], Budget(p99_ms=5))
     assert "No shape fits; 6x384 is the fastest that was measured, and would still miss the budget." in none
     assert "budget" not in shapes_as_terminal([fitting], Budget(p99_ms=5)).splitlines()[-2]

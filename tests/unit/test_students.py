@@ -13,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import labelled_rows, tiny_config
+from hasten.budget import Budget
 from hasten.checkpoint import import_checkpoint
 from hasten.errors import ArtifactError, UsageError
 from hasten.golden import replay_golden
+from hasten.measurement import Latency
 from hasten.runtime import open_runtime, predict_logits
+from hasten.student_search import clearly_slow
 from hasten.students import (
     Shape,
     candidate_shapes,
@@ -123,6 +126,17 @@ def test_candidates_are_smaller_than_any_teacher(layers: int, size: int, heads: 
 def test_candidates_for_common_teachers() -> None:
     assert [str(shape) for shape in candidate_shapes(MINILM)][::3] == ["1x128", "3x192", "2x384"]
     assert candidate_shapes(TINY), "an unusual teacher gets halves and quarters"
+
+
+def test_one_stall_rules_no_shape_out() -> None:
+    def latency(ms: float, stall: float) -> Latency:
+        return Latency(samples_ms=(*[ms] * 59, stall), tokens=(9,) * 60, tokenizer_ms=(0.1,) * 60)
+
+    base, budget = latency(20, 20), Budget(p99_ms=5, speedup=4)
+    assert not clearly_slow(budget, latency(1, 40), base)
+    assert not clearly_slow(budget, latency(5.5, 5.5), base)  # a quarter over is not clear yet
+    assert clearly_slow(budget, latency(7, 7), base)
+    assert clearly_slow(Budget(speedup=8), latency(3.5, 3.5), base)
 
 
 def test_the_largest_that_fits_is_chosen() -> None:
