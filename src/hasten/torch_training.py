@@ -203,8 +203,7 @@ def fit(
     for step in range(state.step, len(steps)):
         model.train(options.dropout)
         torch.manual_seed(options.seed * 1_000_003 + step + team.rank * PEER_SEED)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, len(steps), options)
+        _set_rate(optimizer, learning_rate(step, len(steps), options))
         rows, weight = team.share(steps[step])
         inputs = data.inputs(rows, device())
         with step_in(options.precision, device(), inputs["input_ids"].shape[1]):
@@ -246,6 +245,11 @@ def _freeze(model: Any, layers: int) -> None:
     for name, weight in model.named_parameters():
         found = LAYER_NUMBER.search(name)
         weight.requires_grad = not ("embeddings" in name or (found is not None and int(found[1]) < layers))
+
+
+def _set_rate(optimizer: Any, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def _check_finite(number: float, step: int, rows: Sequence[int]) -> None:
