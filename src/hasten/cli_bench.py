@@ -7,12 +7,14 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hasten.cli_options import LOAD, Seed, TextColumn
+from hasten.errors import MissingExtraError
 from hasten.files import write_atomically
 from hasten.workload import read_texts
 
@@ -45,6 +47,8 @@ def bench(
 
     from hasten import load
 
+    if find_spec("datasets") is None:
+        raise MissingExtraError("datasets", "bench")
     options = replace(LOAD, rate=rate, seconds=seconds, p99_ms=p99_ms, seed=seed)
     asked = read_texts(texts, text_column=text_column)
     if histogram is not None:

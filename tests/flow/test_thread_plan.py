@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from hasten.checkpoint import import_checkpoint
 from hasten.errors import DataError
 from hasten.measurement import available_cores, this_host
 from hasten.onnx_export import export
+from hasten.profiling import Worker
 from hasten.serve_options import ServeOptions
 from hasten.thread_plan import layouts, measure_plan, record_plan
 from hasten.variant import PlanRow, ThreadPlan, open_variant
@@ -75,6 +77,14 @@ def test_a_plan_is_measured_and_kept_in_the_folder(checkpoint: Callable[[str], P
     again = open_variant(variant.path)
     assert again.manifest.plan == measured
     assert again.digest == variant.digest
+
+
+def test_a_variants_memory_is_not_that_of_who_measures_it(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    variant = export(import_checkpoint(str(checkpoint("bert")), tmp_path / "torch-fp32"), tmp_path / "onnx-fp32")
+    ballast = np.ones(100_000_000)
+    with Worker(variant, 1) as worker:
+        found = worker.classify(["the food was great"]).peak_memory_bytes
+    assert 10_000_000 < found < ballast.nbytes
 
 
 def test_no_texts_are_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
