@@ -28,7 +28,7 @@ from hasten.profiling import ProfileOptions, profile
 from hasten.progress import Bars
 from hasten.static_student import StaticOptions, train_static
 from hasten.teaching import Lesson
-from hasten.training_plan import WANTED_EPOCHS, plan_training
+from hasten.training_plan import plan_training, wanted_epochs
 from hasten.variant import Variant
 from hasten.workshop import Workshop
 from ingredients import BATCH, LEARNING_RATE, TASK, Arm, Study
@@ -65,7 +65,9 @@ PUBLISHED = (
 
 def new_texts(study: Study, minutes: float) -> tuple[str, ...]:
     """Those of a study's plan."""
-    return study.transfer(plan_training(minutes, study.speeds, labelled=len(study.train)))
+    rows = len(study.train)
+    wanted = wanted_epochs(rows, len(study.torch.labels))
+    return study.transfer(plan_training(minutes, study.speeds, labelled=rows, wanted=wanted))
 
 
 def static(study: Study, transfer: tuple[str, ...]) -> Variant:
@@ -107,7 +109,7 @@ def main(
         for shape in shapes.split(","):
             study = Study(teacher, shop, minutes, bars, shape=shape, texts=texts)
             first = first or study
-            arm = Arm(name="answers, more texts", epochs=WANTED_EPOCHS)
+            arm = Arm(name="answers, more texts", epochs=wanted_epochs(texts, len(study.torch.labels)))
             student, how = study.trained(arm, 0)
             made.append(study.in_int8(student, shape))
             spent[made[-1].name] = how

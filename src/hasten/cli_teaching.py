@@ -169,7 +169,7 @@ def _planned(
 
     from hasten.files import write_atomically
     from hasten.teaching import answered_texts
-    from hasten.training_plan import TrainingPlan, measured_speeds, plan_training
+    from hasten.training_plan import TrainingPlan, measured_speeds, plan_training, wanted_epochs
     from hasten.transfer import TransferOptions, guarding_seconds
     from hasten.workshop import make_key
 
@@ -179,8 +179,9 @@ def _planned(
         speeds = replace(measured_speeds(start, lesson, options), new_s=new_s)
         answered = answered_texts(lesson.teacher, lesson.texts, work) if lesson.teacher else 0
         plan = plan_training(
-            minutes, speeds, labelled=len(lesson.data), unlabelled=len(lesson.transfer), answered=answered
-        )
+            minutes, speeds, labelled=len(lesson.data), wanted=wanted_epochs(len(lesson.data), len(start.labels)),
+            unlabelled=len(lesson.transfer), answered=answered,
+        )  # fmt: skip
         write_atomically(path, msgspec.json.encode(plan))
     return msgspec.json.decode(path.read_bytes(), type=TrainingPlan)
 

@@ -29,7 +29,7 @@ from hasten.student_search import Search, latency_table, shapes_to_measure
 from hasten.students import Shape, init_student, shape_of, stand_for
 from hasten.teaching import DistillOptions, Lesson, answered_texts
 from hasten.torch_training import TrainOptions
-from hasten.training_plan import TrainingPlan, measured_speeds, plan_training, refitted
+from hasten.training_plan import TrainingPlan, measured_speeds, plan_training, refitted, wanted_epochs
 from hasten.transfer import TransferOptions, TransferSet, guarding_seconds, widened
 from hasten.variant import Variant
 from hasten.workload import random_rows
@@ -226,7 +226,7 @@ class Maker:
             new_s = guarding_seconds(lesson.texts, self._guarded(), self.options.transfer.nearly_equal)
             return plan_training(
                 self.options.minutes or 0, replace(speeds, new_s=new_s), labelled=len(self.data.train),
-                unlabelled=len(more),
+                wanted=wanted_epochs(len(self.data.train), len(start.labels)), unlabelled=len(more),
                 answered=answered_texts(teacher, lesson.texts, self.shop.work),
             )  # fmt: skip
 

@@ -22,12 +22,12 @@ from hasten.training_plan import (
     MOST_EPOCHS,
     MOST_NEW_TEXTS,
     TIMED_STEPS,
-    WANTED_EPOCHS,
     Speeds,
     measured_speeds,
     plan_training,
     refitted,
     typical_steps,
+    wanted_epochs,
 )
 from hasten.workload import Workload
 
@@ -42,14 +42,14 @@ def test_a_plan_fits_and_spends_what_there_is(
     speeds = Speeds(answer_s=answer_s, train_s=train_s)
     if (labelled + unlabelled) * (answer_s + LEAST_EPOCHS * train_s) > 60 * minutes * 0.95:
         with pytest.raises(UsageError, match="too few"):
-            plan_training(minutes, speeds, labelled=labelled, unlabelled=unlabelled)
+            plan_training(minutes, speeds, labelled=labelled, unlabelled=unlabelled, wanted=4)
         return
-    plan = plan_training(minutes, speeds, labelled=labelled, unlabelled=unlabelled)
+    plan = plan_training(minutes, speeds, labelled=labelled, unlabelled=unlabelled, wanted=4)
     assert plan.predicted_s <= 60 * minutes
     assert 0 <= plan.augment <= MOST_NEW_TEXTS
     assert plan.epochs <= MOST_EPOCHS
     if plan.augment > 0:
-        assert plan.epochs >= WANTED_EPOCHS - 1e-6
+        assert plan.epochs >= 4 - 1e-6
     full = plan.epochs == MOST_EPOCHS
     assert full or plan.predicted_s == pytest.approx(60 * minutes * 0.95, rel=1e-6)
 
@@ -59,7 +59,7 @@ def test_a_plan_fits_and_spends_what_there_is(
 def test_more_minutes_never_plan_less(minutes: float, answer_s: float, train_s: float, labelled: int) -> None:
     speeds = Speeds(answer_s=answer_s, train_s=train_s)
     assume(labelled * (answer_s + 0.3 * train_s) < 50 * minutes)
-    less, more = (plan_training(m, speeds, labelled=labelled) for m in (minutes, 2 * minutes))
+    less, more = (plan_training(m, speeds, labelled=labelled, wanted=4) for m in (minutes, 2 * minutes))
     assert more.augment >= less.augment
     assert more.epochs * (1 + more.augment) >= less.epochs * (1 + less.augment) * (1 - 1e-9)
 
@@ -71,12 +71,19 @@ def test_what_the_teacher_has_answered_is_time_to_teach(
 ) -> None:
     assume(answered <= labelled)
     speeds, minutes = Speeds(answer_s=answer_s, train_s=train_s), 60.0
-    plan = plan_training(minutes, speeds, labelled=labelled, answered=answered)
+    plan = plan_training(minutes, speeds, labelled=labelled, wanted=4, answered=answered)
     longer = minutes + answered * answer_s / 60 / 0.95
-    same = plan_training(longer, speeds, labelled=labelled)
+    same = plan_training(longer, speeds, labelled=labelled, wanted=4)
     assert (plan.epochs, plan.augment) == pytest.approx((same.epochs, same.augment), rel=1e-6, abs=2 / labelled)
     assert plan.predicted_s <= 60 * minutes
     assert f"answers {labelled - answered:,} texts" in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("labelled", "classes", "passes"), [(40_000, 2, 1.5), (14_000, 150, 30 / 7), (100, 3, 8), (1, 1, 8)]
+)
+def test_classes_of_few_texts_are_gone_through_more_often(labelled: int, classes: int, passes: float) -> None:
+    assert wanted_epochs(labelled, classes) == pytest.approx(passes)
 
 
 @given(st.floats(5, 60), COSTS, COSTS, st.floats(0, 0.1), st.integers(10, 1000), st.floats(0, 1))
@@ -86,7 +93,7 @@ def test_fewer_new_texts_than_planned_leave_time_for_more_passes(
 ) -> None:
     speeds = Speeds(answer_s=answer_s, train_s=train_s, new_s=new_s)
     assume(labelled * (answer_s + 0.3 * train_s) < 50 * minutes)
-    plan = plan_training(minutes, speeds, labelled=labelled)
+    plan = plan_training(minutes, speeds, labelled=labelled, wanted=4)
     assert plan.predicted_s <= 60 * minutes
     assert refitted(plan, labelled + plan.new) == plan
     less = refitted(plan, labelled + int(share * plan.new))
@@ -97,14 +104,15 @@ def test_fewer_new_texts_than_planned_leave_time_for_more_passes(
 
 def test_new_texts_are_fewer_where_it_takes_long_to_hold_them_against_others() -> None:
     quick, slow = (
-        plan_training(60, Speeds(answer_s=0.01, train_s=0.005, new_s=new_s), labelled=10_000) for new_s in (0, 0.1)
+        plan_training(60, Speeds(answer_s=0.01, train_s=0.005, new_s=new_s), labelled=10_000, wanted=4)
+        for new_s in (0, 0.1)
     )
     assert slow.new < quick.new / 3
     assert slow.predicted_s == pytest.approx(quick.predicted_s, rel=1e-3)
 
 
 def test_the_plan_in_a_sentence() -> None:
-    plan = plan_training(60, Speeds(answer_s=0.01, train_s=0.005), labelled=10_000)
+    plan = plan_training(60, Speeds(answer_s=0.01, train_s=0.005), labelled=10_000, wanted=4)
     assert str(plan) == (
         "plan for 60 minutes: the teacher answers 10,000 texts and new ones, 10 for each labelled one, at 100 a "
         "second, then 4 passes at 200 a second; 57.0 minutes in all"
@@ -114,12 +122,12 @@ def test_the_plan_in_a_sentence() -> None:
 @pytest.mark.parametrize("minutes", [0, -1, math.nan, math.inf])
 def test_minutes_without_meaning_are_refused(minutes: float) -> None:
     with pytest.raises(UsageError, match="--minutes must be above 0"):
-        plan_training(minutes, Speeds(answer_s=1, train_s=1), labelled=10)
+        plan_training(minutes, Speeds(answer_s=1, train_s=1), labelled=10, wanted=4)
 
 
 def test_too_few_minutes_say_how_many_it_takes() -> None:
     with pytest.raises(UsageError, match=r"take about 21\.1 minutes on this machine"):
-        plan_training(1, Speeds(answer_s=0.1, train_s=0.1), labelled=10_000)
+        plan_training(1, Speeds(answer_s=0.1, train_s=0.1), labelled=10_000, wanted=4)
 
 
 @given(
