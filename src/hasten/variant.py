@@ -213,7 +213,7 @@ def open_variant(path: Path | str) -> Variant:
     """
     folder = Path(path).resolve()
     manifest = _read_manifest(folder)
-    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()} - {MANIFEST}
+    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()} - {MANIFEST}
     if strangers := present - set(manifest.files):
         raise ArtifactError(
             f"{folder}: file not named in {MANIFEST}: {', '.join(sorted(strangers))}; rebuild the folder"

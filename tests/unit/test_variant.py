@@ -219,7 +219,12 @@ def test_a_linked_folder_is_refused(folder: Path) -> None:
     aside = folder.parent.parent / "deeper"
     (folder / "deeper").rename(aside)
     (folder / "deeper").symlink_to(aside)
-    with pytest.raises(ArtifactError, match="points outside the folder"):
+    with pytest.raises(ArtifactError, match=f"not named in {MANIFEST}: deeper"):
+        open_variant(folder)
+    (folder / "deeper").unlink()
+    aside.rename(folder / "deeper")
+    (folder / "stranger").symlink_to(folder.parent)
+    with pytest.raises(ArtifactError, match=f"not named in {MANIFEST}: stranger"):
         open_variant(folder)
 
 
