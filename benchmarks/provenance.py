@@ -13,15 +13,21 @@ from hasten.measurement import this_host
 HERE = Path(__file__).parent
 
 
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=HERE)
+    return done.stdout.strip()
+
+
+COMMIT = _git("rev-parse", "HEAD")  # of the code that was loaded, whatever is committed while it runs
+CHANGED = bool(_git("status", "--porcelain", "--untracked-files=no", "--", "../src", "."))
+
+
 def save_result(name: str, result: dict[str, object]) -> Path:
     """Writes `results/<name>.json` with host, commit and date, and returns its path."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=HERE
-    ).stdout.strip()  # fmt: skip
     path = HERE / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     origin = {
-        "commit": commit,
+        "commit": f"{COMMIT} with changes" if CHANGED else COMMIT,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "host": asdict(this_host()),
     }

@@ -1,7 +1,7 @@
 """How far students go: a base-size teacher, a speed-up and a share of its accuracy to keep, several seeds.
 
     python benchmarks/students.py TASK TEACHER_OUT OUT [--speedup S] [--minutes M] [--batch B] [--learning-rate R]
-        [--shapes LIST]
+        [--shapes LIST] [--seeds N]
 
 TASK is `sst2-mpnet` or `clinc150-mpnet`; TEACHER_OUT is the folder that `teachers.py` made of it. The baseline is that
 classifier in eager PyTorch. Each goal is one run of `optimize` that starts the student from the packaged 6x384 encoder
@@ -46,10 +46,13 @@ def main(
     teacher: Path,
     out: Path,
     speedup: Annotated[float | None, typer.Option(help="The goal of this speed-up alone; without it, all.")] = None,
-    minutes: Annotated[float, typer.Option(help="For each student, its teacher's answers included.")] = MINUTES,
+    minutes: Annotated[
+        float, typer.Option(help="For each student, but for answers that earlier steps asked for.")
+    ] = MINUTES,
     batch: Annotated[int, typer.Option(help="Texts a step.")] = BATCH,
     learning_rate: Annotated[float, typer.Option(help="Peak of the students' schedule.")] = LEARNING_RATE,
     shapes: Annotated[str, typer.Option(help="To choose from, by latency.")] = SHAPES,
+    seeds: Annotated[int, typer.Option(help="Students of each goal.")] = SEEDS,
 ) -> None:
     """Goes the road once for each goal, in one folder, and saves the reports."""
     goals = [goal for goal in GOALS.get(task, ()) if speedup in (None, goal.speedup)]
@@ -64,25 +67,28 @@ def main(
     os.chdir(out)
     train = TrainOptions(batch=batch, learning_rate=learning_rate, precision=native_precision(device()))
     for budget in goals:
-        one_goal(task, model, budget, minutes, train, shapes)
+        one_goal(task, model, budget, minutes, train, shapes, seeds)
 
 
-def one_goal(task: str, model: str, budget: Budget, minutes: float, train: TrainOptions, shapes: str) -> None:
+def one_goal(
+    task: str, model: str, budget: Budget, minutes: float, train: TrainOptions, shapes: str, seeds: int
+) -> None:
     """One run and its result."""
     name = f"students_{task.replace('-', '_')}_{budget.speedup:g}x"
     inputs = Inputs(
         model=model, train="train.jsonl", valid="valid.jsonl", test="test.jsonl", student=packaged_encoder(),
         command=f"python benchmarks/students.py {task} TEACHER_OUT OUT --speedup {budget.speedup:g} "
-        f"--minutes {minutes:g} --batch {train.batch} --learning-rate {train.learning_rate:g} --shapes {shapes}",
+        f"--minutes {minutes:g} --batch {train.batch} --learning-rate {train.learning_rate:g} --shapes {shapes} "
+        f"--seeds {seeds}",
     )  # fmt: skip
-    options = OptimizeOptions(budget=budget, shapes=shapes, minutes=minutes, seeds=SEEDS, openvino=False)
+    options = OptimizeOptions(budget=budget, shapes=shapes, minutes=minutes, seeds=seeds, openvino=False)
     options = replace(options, distill=replace(options.distill, train=train))
     with Bars() as bars:
         report = optimize(inputs, Path("run"), options, bars)
     report = replace(report, model=task)
     (HERE / "results" / f"{name}.md").write_text(render(report, "markdown"), encoding="utf-8")
     save_result(name, {
-        "minutes": minutes, "seeds": SEEDS, "batch": train.batch, "learning_rate": train.learning_rate,
+        "minutes": minutes, "seeds": seeds, "batch": train.batch, "learning_rate": train.learning_rate,
         "precision": train.precision,
         "report": msgspec.json.decode(render(report, "json")),
     })  # fmt: skip

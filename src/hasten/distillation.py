@@ -92,9 +92,12 @@ def teach(
     Returns:
         The trained model, and the facts of its step.
     """
+    import torch
+
     made_by = library_versions((*VERSIONED, "hasten"))  # a checkpoint of another version is not gone on from
     parts = [student.digest, *lesson.identity, asdict(options), made_by]
     key = hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+    torch.set_num_threads(options.train.threads)  # whatever ran before, or did not since it was on disk
     model = load_torch_model(student)
     data = TrainingSet.of(student, model, lesson.texts)
     if options.guide.epochs:

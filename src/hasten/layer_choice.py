@@ -14,6 +14,7 @@ from hasten.errors import DataError
 from hasten.torch_runtime import load_torch_model
 from hasten.torch_training import TrainingSet
 from hasten.variant import Variant
+from hasten.workload import random_rows
 
 MOST_TEXTS, BATCH = 128, 16
 
@@ -23,7 +24,7 @@ def layer_influences(teacher: Variant, texts: Sequence[str]) -> list[float]:
 
     Args:
         teacher: A torch variant.
-        texts: Real texts, at least one; the first 128 are used.
+        texts: Real texts, at least one; 128 of them are used.
 
     Returns:
         1 minus the mean cosine between what goes into a layer and what comes out of it, over all tokens; by layer.
@@ -36,7 +37,8 @@ def layer_influences(teacher: Variant, texts: Sequence[str]) -> list[float]:
     if not texts:
         raise DataError("layers are chosen by what they do to texts; none were given")
     model = load_torch_model(teacher)
-    data = TrainingSet.of(teacher, model, texts[:MOST_TEXTS])
+    rows = random_rows(len(texts), min(len(texts), MOST_TEXTS), seed=0)
+    data = TrainingSet.of(teacher, model, [texts[row] for row in rows])
     kept: Any = 0.0
     tokens = 0
     with torch.inference_mode():

@@ -118,6 +118,7 @@ def _reduced(teacher: Variant, width: int) -> Any:
     """The teacher's token embeddings on their principal components; tensor of shape [tokens, at most width]."""
     import torch
 
+    torch.set_num_threads(1)  # whatever ran before, or did not since it was on disk
     table = load_torch_model(teacher).get_input_embeddings().weight.detach().float()
     centred = table - table.mean(0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)

@@ -200,6 +200,7 @@ def init_student(
         raise ArtifactError(
             f"{teacher.path}: format is {teacher.manifest.format}; a student starts from a torch variant"
         )
+    torch.set_num_threads(1)  # whatever ran before, or did not since it was on disk
     parent = load_torch_model(teacher)
     chosen = spaced_layers(parent.config.num_hidden_layers, shape.layers) if layers is None else list(layers)
     torch.manual_seed(seed)

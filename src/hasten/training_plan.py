@@ -65,6 +65,7 @@ class TrainingPlan:
         predicted_s: Seconds that it will take.
         answered: Texts that the teacher has answered before.
         new: Texts to make.
+        unlabelled: Texts among `texts` that are held against the validation and test rows, as new ones are.
     """
 
     minutes: float
@@ -75,6 +76,7 @@ class TrainingPlan:
     predicted_s: float
     answered: int = 0
     new: int = 0
+    unlabelled: int = 0
 
     def __str__(self) -> str:
         """The plan in a sentence."""
@@ -135,7 +137,7 @@ def plan_training(
         UsageError: The minutes are none, or too few for the teacher to answer the texts and a part of a pass.
     """
     check_minutes(minutes)
-    saved_s, texts = answered * speeds.answer_s, labelled + unlabelled
+    saved_s, texts = answered * speeds.answer_s - unlabelled * speeds.new_s, labelled + unlabelled
     seconds = 60 * minutes * (1 - RESERVE) + saved_s
     each_s = speeds.answer_s + wanted * speeds.train_s
     most = round(MOST_NEW_TEXTS * labelled)
@@ -149,7 +151,7 @@ def plan_training(
         )
     return TrainingPlan(
         minutes=minutes, epochs=epochs, texts=texts, augment=new / labelled, speeds=speeds, answered=answered, new=new,
-        predicted_s=_seconds(speeds, texts, new, epochs) - saved_s,
+        unlabelled=unlabelled, predicted_s=_seconds(speeds, texts, new, epochs) - saved_s,
     )  # fmt: skip
 
 
@@ -163,7 +165,8 @@ def refitted(plan: TrainingPlan, texts: int) -> TrainingPlan:
     Returns:
         The plan with its passes, and the seconds they take; `augment` stays what was asked for.
     """
-    new, saved_s = max(0, texts - plan.texts), plan.answered * plan.speeds.answer_s
+    saved_s = plan.answered * plan.speeds.answer_s - plan.unlabelled * plan.speeds.new_s
+    new = max(0, texts - plan.texts)
     if texts == plan.texts + plan.new:
         return plan
     there = texts - new
@@ -198,7 +201,8 @@ def measured_speeds(start: Variant, lesson: Lesson, options: DistillOptions) -> 
     """
     if lesson.teacher is None:
         raise UsageError("a plan of minutes is for a student with a teacher")
-    texts = [lesson.texts[row] for row in random_rows(len(lesson.texts), SAMPLE_TEXTS, seed=options.train.seed)]
+    every = lesson.texts
+    texts = [every[row] for row in random_rows(len(every), SAMPLE_TEXTS, seed=options.train.seed)]
     return Speeds(
         answer_s=_answer_seconds(lesson.teacher, texts, options.train.threads),
         train_s=_step_seconds(start, texts, options.train),
