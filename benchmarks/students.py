@@ -41,7 +41,7 @@ GOALS = {
 }
 
 
-def main(
+def main(  # noqa: PLR0913, PLR0917 (a parameter for each option of the command line)
     task: str,
     teacher: Path,
     out: Path,
