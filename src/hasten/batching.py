@@ -66,7 +66,6 @@ class _Waiter(Generic[Item, Row]):
     cost_tokens: int
     admitted_s: float
     deadline_s: float
-    predicted_s: float
     outcome: asyncio.Future[Answer[Row] | _Failure]
 
 
@@ -110,7 +109,8 @@ class Batcher(Generic[Item, Row]):
         self._lateness_s = Spread(mean=0.0, deviation=FIRST_DEVIATION_S)  # of answers, against their prediction
         self._own_s = Spread(mean=0.0, deviation=FIRST_DEVIATION_S)  # of rows that are submitted together
         self._closing = False
-        self._watch: asyncio.TimerHandle | None = None  # until the earliest deadline of those who waited
+        self._watch: asyncio.TimerHandle | None = None  # until the earliest deadline of those who wait
+        self._watched_s = NEVER
 
     @property
     def closing(self) -> bool:
@@ -162,12 +162,14 @@ class Batcher(Generic[Item, Row]):
             OverloadedError: They could only be answered late.
         """
         own_s = self._own_s.mean if self._waiting else 0.0
-        self._require_in_time(perf_counter() + self.queued_s() + own_s, deadline_s)
+        self._require_in_time(self.queued_s() + own_s, deadline_s - perf_counter())
 
-    def _require_in_time(self, predicted_s: float, deadline_s: float) -> None:
-        late_s = predicted_s + max(0.0, self._lateness_s.bound) - deadline_s
+    def _require_in_time(self, ahead_s: float, left_s: float) -> None:
+        late_s = ahead_s + max(0.0, self._lateness_s.bound) - left_s
         if late_s > 0:
-            if not self._running and not self._alive():  # else a stall would close the door for ever
+            # What was learnt must not close the door for ever; what was hopeless from the start says nothing of it.
+            promising = self._costs.at_start(ahead_s) + self._lateness_s.first_bound <= left_s
+            if promising and not self._running and not self._alive():
                 self._costs.relax()
                 self._lateness_s.relax()
             raise OverloadedError(
@@ -198,7 +200,7 @@ class Batcher(Generic[Item, Row]):
             ValueError: A cost is below 1, or there are more or fewer costs than items.
             Exception: What `compute` raised for the first item that failed.
         """
-        admitted = self._admit(items, costs_tokens, deadline_s)
+        admitted, predicted_s = self._admit(items, costs_tokens, deadline_s)
         try:
             outcomes = [await outcome for outcome in admitted]
         except asyncio.CancelledError:
@@ -211,11 +213,14 @@ class Batcher(Generic[Item, Row]):
             if isinstance(outcome, _Failure):
                 raise outcome.error
             answers.append(outcome)
+        # By now, when the answer can be sent; what came early makes none late.
+        self._lateness_s.observe(max(0.0, perf_counter() - predicted_s))
         return answers
 
     def _admit(
         self, items: Sequence[Item], costs_tokens: Sequence[int], deadline_s: float
-    ) -> list[asyncio.Future[Answer[Row] | _Failure]]:
+    ) -> tuple[list[asyncio.Future[Answer[Row] | _Failure]], float]:
+        """Puts them into the queue; what becomes of each, and when all should be done."""
         self.require_room(len(items))
         # Checked while only this call can fail: an unusable cost inside the queue would fail every later batch.
         if any(tokens < 1 for tokens in costs_tokens):
@@ -223,17 +228,16 @@ class Batcher(Generic[Item, Row]):
         now_s, loop = perf_counter(), asyncio.get_running_loop()
         each_s = [self._costs.seconds(1, tokens) for tokens in costs_tokens]
         own_s = max(max(each_s, default=0.0), sum(each_s) / self._workers)
-        predicted_s = now_s + self.queued_s() + own_s
+        ahead_s = self.queued_s() + own_s
         self._own_s.observe(own_s)
         if deadline_s < NEVER:
-            self._require_in_time(predicted_s, deadline_s)
+            self._require_in_time(ahead_s, deadline_s - now_s)
         admitted: list[_Waiter[Item, Row]] = [
             _Waiter(
                 item=item,
                 cost_tokens=tokens,
                 admitted_s=now_s,
                 deadline_s=deadline_s,
-                predicted_s=predicted_s,
                 outcome=loop.create_future(),
             )
             for item, tokens in zip(items, costs_tokens, strict=True)
@@ -241,17 +245,19 @@ class Batcher(Generic[Item, Row]):
         self._wait([*self._alive(), *admitted])
         self._start_batches()
         self._watch_deadlines()
-        return [waiter.outcome for waiter in admitted]
+        return [waiter.outcome for waiter in admitted], now_s + ahead_s
 
     def _watch_deadlines(self) -> None:
         """Sees to it that those who wait are told when it is too late for them, also where no worker gets free."""
         earliest_s = min((waiter.deadline_s for waiter in self._waiting), default=NEVER)
-        if self._watch is None and earliest_s < NEVER:
+        if earliest_s < self._watched_s:
+            if self._watch is not None:
+                self._watch.cancel()
             after_s = max(LEAST_WATCH_S, earliest_s - perf_counter())
-            self._watch = asyncio.get_running_loop().call_later(after_s, self._expire)
+            self._watch, self._watched_s = asyncio.get_running_loop().call_later(after_s, self._expire), earliest_s
 
     def _expire(self) -> None:
-        self._watch = None
+        self._watch, self._watched_s = None, NEVER
         self._wait(self._in_time())
         self._watch_deadlines()
 
@@ -303,9 +309,6 @@ class Batcher(Generic[Item, Row]):
         rows = batch.rows
         if not any(isinstance(outcome, _Failure) for outcome in finished.outcomes):
             self._costs.observe(len(rows), batch.longest_tokens, finished.ended_s - finished.started_s)
-            now_s = perf_counter()  # when the event loop comes to it, which is when the answer can be sent
-            for waiter in rows:
-                self._lateness_s.observe(max(0.0, now_s - waiter.predicted_s))  # what came early makes none late
         for waiter, outcome in zip(rows, finished.outcomes, strict=True):
             if not waiter.outcome.done():
                 waiter.outcome.set_result(_answer(waiter, outcome, finished, len(rows)))

@@ -201,6 +201,13 @@ class Connection(HttpToolsProtocol):
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         elif self._in_body and self._late.cancelled() and not self.transport.is_closing():
             self._late = self.loop.call_later(BODY_S, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
+        elif self._rests() and self.timeout_keep_alive_task is None:
+            self._rest()  # a line's end between two requests begins none
+
+    def _rests(self) -> bool:
+        """Whether nothing is being read or answered."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return self._head_bytes is None and not self._in_body and answered
 
     def _goes_the_short_way(self) -> bool:
         """Takes or refuses a request that can be answered from here, where no other is being answered."""

@@ -78,6 +78,10 @@ class CostModel:
         """Learns what one took; arguments as of `seconds`."""
         self._factor.observe(seconds / self._surface(rows, tokens))
 
+    def at_start(self, seconds: float) -> float:
+        """What the measurement at start says of what is now predicted to take so many seconds."""
+        return seconds * self._factor.first_mean / self._factor.mean
+
     def relax(self) -> None:
         """Goes a step back to what was measured at start."""
         self._factor.relax()

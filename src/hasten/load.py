@@ -228,9 +228,9 @@ def find_max(
     start = trials[0].rate
     low, high = (start, None) if holds(trials[0]) else (None, start)
     while low is None or high is None or high / low > 1 + PRECISION:
-        rate = 2 * (low or 0) if high is None else high / 2 if low is None else (low * high) ** 0.5
-        if rate < least:
+        if low is None and (high or 0) <= least * (1 + PRECISION):
             break
+        rate = 2 * (low or 0) if high is None else max(least, high / 2) if low is None else (low * high) ** 0.5
         trials.append(try_rate(rate))
         low, high = (rate, high) if holds(trials[-1]) else (low, rate)
     return trials

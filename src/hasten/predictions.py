@@ -24,6 +24,10 @@ class Costs(Protocol):
         """Learns what one took."""
         ...
 
+    def at_start(self, seconds: float, /) -> float:
+        """What was known at first of what is now predicted to take so long."""
+        ...
+
     def relax(self) -> None:
         """Goes a step back to what was known at first."""
         ...
@@ -42,6 +46,10 @@ class NoCosts:
 
     def observe(self, _rows: int, _tokens: int, _seconds: float, /) -> None:
         """Ignores it."""
+
+    def at_start(self, seconds: float, /) -> float:
+        """The same."""
+        return seconds
 
     def relax(self) -> None:
         """Never knew more."""
@@ -69,9 +77,21 @@ class Spread:
         """What few of them exceed."""
         return self.mean + DEVIATIONS * self.deviation
 
+    @property
+    def first_mean(self) -> float:
+        """The mean that it started from."""
+        return self._first[0]
+
+    @property
+    def first_bound(self) -> float:
+        """`bound`, by the assumption that it started from."""
+        mean, deviation = self._first
+        return mean + DEVIATIONS * deviation
+
     def observe(self, value: float) -> None:
         """Learns one value."""
-        off = max(-STALL * self.deviation, min(value - self.mean, STALL * self.deviation))
+        most = STALL * max(self.deviation, self._first[1])  # values that were alike must not blind it to others
+        off = max(-most, min(value - self.mean, most))
         self.deviation += WEIGHT * (abs(off) - self.deviation)
         self.mean += WEIGHT * off
 

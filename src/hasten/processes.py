@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -34,6 +35,7 @@ from hasten.server_metrics import SHARED
 from hasten.variant import open_variant
 
 DRAIN_S = 30
+READY_S = 1  # to say that it is ready
 HEALTH_S = 10  # to say that it is alive, or to be ready for a signal; a process that stands still is replaced
 
 _log = logging.getLogger(__name__)
@@ -157,6 +159,20 @@ class _ProcessConfig(_Config):
             sys.exit(error.exit_status if self.standing else STARTUP_FAILURE)
         if self.standing:
             self.lifespan_class = _LifespanOfOne
+        _end_with_the_parent()
+
+
+def _end_with_the_parent() -> None:
+    """Ends this process as SIGTERM does once the one that started it is gone, which would hold the port unwatched."""
+    loop, parent = asyncio.get_running_loop(), multiprocessing.parent_process()
+
+    def end() -> None:
+        loop.remove_reader(parent.sentinel)
+        _log.error("the process that watches this one ended")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent is not None:
+        loop.add_reader(parent.sentinel, end)
 
 
 class _LifespanOfOne(LifespanOn):
@@ -173,6 +189,10 @@ class _Supervisor(Multiprocess):
 
     config: _ProcessConfig
 
+    def __init__(self, config: _ProcessConfig, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        self._to_reload = set[int | None]()
+
     def keep_subprocess_alive(self) -> None:
         if not self.config.standing and all(one.process.is_alive() and one.is_ready() for one in self.processes):
             self.config.standing = True
@@ -182,11 +202,23 @@ class _Supervisor(Multiprocess):
         for pid in before.keys() - {one.pid for one in self.processes}:
             _log.error("process %s ended (exit status %s); another takes its place", pid, before[pid].exitcode)
             mark_process_dead(pid)  # of its gauges; what it counted stays counted
+        self._hand_on()
 
     def handle_hup(self) -> None:
+        self._to_reload = {one.pid for one in self.processes}
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Tells those to reload that are owed it and have come so far that they can."""
         for one in self.processes:
-            if one.wait_until_ready(HEALTH_S, self.should_exit) and one.pid is not None:
-                os.kill(one.pid, signal.SIGHUP)
+            if one.pid in self._to_reload and one.process.is_alive() and one.is_ready(READY_S):
+                os.kill(one.pid or 0, signal.SIGHUP)
+                self._to_reload.discard(one.pid)
+
+    def terminate_all(self) -> None:
+        super().terminate_all()
+        for listener in self.sockets:  # else the port would still take connections that nobody answers
+            listener.close()
 
 
 def _say_where(listeners: list[socket.socket]) -> None:

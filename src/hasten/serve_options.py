@@ -47,10 +47,12 @@ class ServeOptions:
         """Checks the ranges.
 
         Raises:
-            UsageError: The deadline is not above 0 or not finite, or there is no process.
+            UsageError: The deadline is not above 0 or not finite, or there is no process, worker or thread.
         """
-        if self.processes < 1:
-            raise UsageError(f"--processes is at least 1, not {self.processes}")
+        for name in ("processes", "workers", "threads"):
+            number: int | None = getattr(self, name)
+            if number is not None and number < 1:
+                raise UsageError(f"--{name} is at least 1, not {number}")
         if self.p99_ms is not None and not 0 < self.p99_ms < float("inf"):
             raise UsageError(f"--p99-ms is a number of milliseconds above 0, not {self.p99_ms:g}")
 

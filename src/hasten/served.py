@@ -8,11 +8,12 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
 from hasten.asked import RequestError
 from hasten.batch_choice import NEVER, Limits
@@ -24,6 +25,8 @@ from hasten.serve_options import ServeOptions
 from hasten.server_metrics import Metrics
 from hasten.tokenization import Encoding
 from hasten.variant import open_variant
+
+Result = TypeVar("Result")
 
 AT_ONCE = 100  # characters: up to there tokenizing takes about what handing it to a thread would add (`tokenize_hop`)
 YIELDING = 19  # steps of niceness, all there are: the loop takes little, and must have it at once
@@ -67,6 +70,12 @@ def yield_to_the_loop() -> None:
         thread = threading.get_native_id()
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + YIELDING))
+
+
+async def aside(work: Callable[[], Result]) -> Result:
+    """Does some work in a thread that yields to the loop and to what serves."""
+    with ThreadPoolExecutor(1, initializer=yield_to_the_loop) as thread:
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
 
 
 def load(folder: Path | str, options: ServeOptions) -> Loaded:
@@ -131,7 +140,7 @@ class Served:
 
     async def start(self) -> None:
         """Warms up, measures what an inference costs, and opens the queue."""
-        costs = await asyncio.get_running_loop().run_in_executor(self._tokenizers, self._warm_up)
+        costs = await aside(self._warm_up)
         self.batcher = Batcher(
             self._compute, self._limits, workers=self.loaded.workers, costs=costs, prepare=yield_to_the_loop
         )

@@ -57,7 +57,7 @@ from hasten.page import page
 from hasten.predict_api import asked_by_question
 from hasten.runtime import Logits
 from hasten.serve_options import ServeOptions
-from hasten.served import Loaded, Served, load
+from hasten.served import Loaded, Served, aside, load
 from hasten.server_metrics import Metrics
 from hasten.spans import Spans
 
@@ -145,7 +145,7 @@ class _Service:
         if self._again is None:
             return
         try:
-            loaded = await asyncio.to_thread(self._again)
+            loaded = await aside(self._again)
             fresh = Served(loaded, self._options, self._metrics, self._tokenizers)
             await fresh.start()
         except Exception as error:  # whatever is wrong with the new one, the old one goes on
@@ -290,8 +290,8 @@ class _Service:
         return _json({"name": self._loaded.identity["name"], "ready": self.ready}, status=200 if self.ready else 503)
 
     async def health(self, _request: Request) -> Response:
-        status = "ok" if self.ready else "not ready"
-        return _json({"status": status, **self._loaded.identity}, status=200 if self.ready else 503)
+        told = {"status": "ok" if self.ready else "not ready", "ready": self.ready}
+        return _json(told | self._loaded.identity, status=200 if self.ready else 503)
 
     async def metrics(self, _request: Request) -> Response:
         self._observe_queue()

@@ -163,6 +163,31 @@ def test_a_killed_process_is_replaced_and_nothing_else_is_lost(
         assert site.said(f"process {before[0].pid} ended")
 
 
+def test_without_the_one_that_watches_nobody_serves_on(variants: tuple[Variant, Variant], tmp_path: Path) -> None:
+    with site_of(variants[0], tmp_path) as site:
+        serving = site.those_serving()
+        site.process.kill()
+        until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in serving))
+        assert site.said("the process that watches this one ended")
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{site.url}/health")
+
+
+def test_a_reload_that_comes_while_a_process_starts_reaches_it(
+    variants: tuple[Variant, Variant], tmp_path: Path
+) -> None:
+    old, new = variants
+    with site_of(old, tmp_path) as site:
+        before = {one.pid for one in site.those_serving()}
+        site.those_serving()[0].kill()
+        until(lambda: len({one.pid for one in site.those_serving()} - before) == 1)  # it has begun, and serves nothing
+        site.point(new.path)
+        site.process.send_signal(signal.SIGHUP)
+        info = 'hasten_artifact_info{digest="%s",name="onnx%d"}'
+        until(lambda: site.metric(info % (new.digest, 1)) == 1 and not site.metric(info % (old.digest, 0)))
+        assert {site.ask() for _ in range(20)} == {new.digest}
+
+
 def test_a_reload_reaches_every_process_and_closes_no_connection(
     variants: tuple[Variant, Variant], tmp_path: Path
 ) -> None:

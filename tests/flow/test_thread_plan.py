@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.checkpoint import import_checkpoint
-from hasten.errors import DataError
+from hasten.errors import DataError, UsageError
 from hasten.measurement import available_cores, this_host
 from hasten.onnx_export import export
 from hasten.profiling import Worker
@@ -61,6 +61,13 @@ def test_flags_go_before_the_plan() -> None:
     assert ServeOptions(threads=3).layout(here) == (1, 3)
     assert ServeOptions(workers=whole).layout(here) == (whole, 1)
     assert ServeOptions(workers=2, threads=5).layout(here) == (2, 5)
+
+
+@pytest.mark.parametrize("name", ["threads", "workers", "processes"])
+@pytest.mark.parametrize("number", [0, -1])
+def test_none_at_all_is_no_layout(name: str, number: int) -> None:
+    with pytest.raises(UsageError, match=f"--{name} is at least 1, not {number}"):
+        ServeOptions(**{name: number})
 
 
 def test_a_plan_is_measured_and_kept_in_the_folder(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

@@ -147,6 +147,15 @@ def test_a_refusal_whose_body_comes_later_does_not_keep_the_connection_for_ever(
         assert perf_counter() - began_s >= soon / 2
 
 
+def test_a_line_that_begins_no_request_does_not_keep_the_connection_for_ever(soon: float) -> None:
+    with live(make_app()) as url, connected(url) as client:
+        client.sendall(request("fine"))
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        client.sendall(b"\r\n")
+        client.settimeout(20 * soon)
+        assert client.recv(100) == b""
+
+
 def test_a_request_right_behind_a_refused_one_has_its_time(soon: float) -> None:
     runtime = GatedRuntime()
     with live(make_app(runtime)) as url, connected(url) as client:

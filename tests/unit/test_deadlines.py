@@ -44,6 +44,10 @@ class Linear:
     def observe(self, _rows: int, _tokens: int, _seconds: float, /) -> None:
         """Knows it all already."""
 
+    def at_start(self, seconds: float, /) -> float:
+        """The same."""
+        return seconds
+
     def relax(self) -> None:
         """Has nothing to go back to."""
 
@@ -131,6 +135,50 @@ def test_what_waits_behind_a_stall_is_told_when_it_is_too_late_for_it() -> None:
         await batcher.close()
 
     run(script())
+
+
+def test_a_far_deadline_hides_no_near_one() -> None:
+    async def script() -> float:
+        gate = Gate()
+        batcher = Batcher(gate, WIDE)
+        stalled = asyncio.create_task(batcher.submit("stalled", 7))
+        await gate.inside()
+        began_s = perf_counter()
+        far = asyncio.create_task(batcher.submit("far", 4, began_s + 3600))
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match="waited too long"):
+            await batcher.submit("near", 4, began_s + 0.05)
+        told_s = perf_counter() - began_s
+        gate.opened.set()
+        await asyncio.gather(stalled, far)
+        await batcher.close()
+        return told_s
+
+    assert run(script()) < 1
+
+
+def test_what_is_hopeless_from_the_start_changes_no_prediction() -> None:
+    """Costs that have learnt that the machine is slower than at start."""
+
+    class Learnt(Linear):
+        relaxed = 0
+
+        def relax(self) -> None:
+            Learnt.relaxed += 1
+
+        def at_start(self, seconds: float, /) -> float:
+            return seconds / 2
+
+    async def script() -> tuple[int, int]:
+        batcher, counts = Batcher(Gate(open_=True), ALONE, costs=Learnt(token_s=0.1)), list[int]()
+        for left_s in (-0.1, 0.04, 0.09):  # over, below what it took at start, between the two
+            with pytest.raises(OverloadedError, match="after its deadline"):
+                await batcher.submit("x", 1, perf_counter() + left_s)
+            counts.append(Learnt.relaxed)
+        await batcher.close()
+        return counts[1], counts[2]
+
+    assert run(script()) == (0, 1)
 
 
 def test_what_is_overdue_is_taken_to_need_as_long_again() -> None:

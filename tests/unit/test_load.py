@@ -114,6 +114,16 @@ def test_the_search_asks_no_more_of_misses_than_they_show() -> None:
     assert capacity / 2 / 1.06 <= best.rate <= capacity / 2
 
 
+@pytest.mark.parametrize("start", [50, 80, 87])
+def test_the_search_ends_no_earlier_than_at_its_least_rate(start: float) -> None:
+    least = EXPECTED / 10
+    best = highest(
+        find_max(lambda rate: made(rate, 1000) if rate <= 1.05 * least else made(rate, 100, late=900), start, 10)
+    )
+    assert best is not None
+    assert least <= best.rate <= 1.05 * least
+
+
 def test_a_server_that_holds_nothing_ends_the_search() -> None:
     assert highest(find_max(lambda rate: made(rate, 0, late=10), 100, 10)) is None
 

@@ -36,3 +36,13 @@ def test_one_stall_moves_it_by_little(stall: float) -> None:
     spread.observe(stall)
     assert 0 < spread.mean <= WEIGHT * STALL
     assert spread.deviation <= 1 + WEIGHT * STALL
+
+
+def test_values_that_were_long_alike_do_not_blind_it() -> None:
+    spread = Spread(mean=0.0, deviation=1.0)
+    for _ in range(2000):
+        spread.observe(0.0)
+    assert spread.bound < 1e-9
+    for _ in range(20):
+        spread.observe(5.0)
+    assert spread.bound > spread.first_bound

@@ -65,7 +65,7 @@ def test_after_a_reload_the_new_variant_answers_with_its_own_labels() -> None:
     )
     assert (before.headers["x-hasten-artifact"], before.json()) == (OLD, expected("x"))
     assert (after.headers["x-hasten-artifact"], after.json()) == (NEW, expected("x", OTHER_LABELS))
-    assert health.json() == {"status": "ok", "name": "variant-b", "digest": NEW}
+    assert health.json() == {"status": "ok", "ready": True, "name": "variant-b", "digest": NEW}
     assert f'hasten_artifact_info{{digest="{NEW}",name="variant-b"}} 1.0' in metrics.text
     assert f'hasten_artifact_info{{digest="{OLD}",name="variant-a"}} 0.0' in metrics.text
 

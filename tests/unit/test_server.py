@@ -173,7 +173,7 @@ def test_a_variant_that_is_not_batch_invariant_answers_one_by_one(batch_invarian
 def test_the_other_routes() -> None:
     async def script(client: httpx.AsyncClient) -> None:
         health = (await client.get("/health")).json()
-        assert health == {"status": "ok", "name": "onnx-fp32", "digest": DIGEST}
+        assert health == {"status": "ok", "ready": True, "name": "onnx-fp32", "digest": DIGEST}
         about = (await client.get("/")).json()
         assert about["labels"] == ["negative", "positive"]
         assert "POST /predict" in about["routes"]
