@@ -32,6 +32,7 @@ from hasten.progress import Bars
 from hasten.teaching import DistillOptions, Lesson
 from hasten.torch_training import TrainOptions, device
 from hasten.variant import Variant
+from hasten.variant_maker import source_key
 from hasten.workload import Workload, read_workload, without_overlap
 from hasten.workshop import Workshop, make_key
 
@@ -132,7 +133,7 @@ def fine_tuned(name: str, splits: Splits, out: Path, encoder: str) -> Variant:
     options, data = DistillOptions(train=train), splits.fine_tuning
     with shop.held(), Bars() as bars:
         bars.stage(f"fine-tuning {name} on {len(data):,} texts")
-        return shop.variant(name, make_key(data.digest, options), lambda folder: distill(
+        return shop.variant(name, make_key(data.digest, options, *source_key(encoder)), lambda folder: distill(
             import_checkpoint(encoder, shop.work / "encoder", name="encoder", new_labels=splits.labels), folder,
             options, name=name, lesson=Lesson(data=data, teacher=None), work=shop.work, progress=bars.advance,
         ))  # fmt: skip

@@ -84,7 +84,7 @@ def main(teacher: Path, out: Path, texts: int = 10_000, epochs: float = 4.0, see
                 bars.stage(f"training 3x384 in {precision}, seed {seed}")
                 made = study.variant(name, lambda folder, name=name, options=options: distill(
                     study.start, folder, options, name=name, lesson=lesson, work=shop.work, progress=bars.advance
-                ), options)  # fmt: skip
+                ), study.start.digest, lesson.identity, options)  # fmt: skip
                 found = study.right(study.in_int8(made, name), study.valid)
                 rows.append({"precision": precision, "seed": seed,
                              "accuracy": asdict(intervals.proportion(int(found.sum()), len(found)))})  # fmt: skip
