@@ -138,7 +138,8 @@ class Study:
         return self.variant(
             f"{name}-int8",
             lambda out: quantize(fp32, out, QuantizeOptions(), name=f"{name}-int8", texts=self.calibration),
-            fp32.digest, self.calibration,
+            fp32.digest,
+            self.calibration,
         )
 
     def measured(self) -> tuple[Speeds, float]:
