@@ -165,14 +165,16 @@ class _ProcessConfig(_Config):
 def _end_with_the_parent() -> None:
     """Ends this process as SIGTERM does once the one that started it is gone, which would hold the port unwatched."""
     loop, parent = asyncio.get_running_loop(), multiprocessing.parent_process()
+    if parent is None:
+        return
+    gone = parent.sentinel
 
     def end() -> None:
-        loop.remove_reader(parent.sentinel)
+        loop.remove_reader(gone)
         _log.error("the process that watches this one ended")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if parent is not None:
-        loop.add_reader(parent.sentinel, end)
+    loop.add_reader(gone, end)
 
 
 class _LifespanOfOne(LifespanOn):
