@@ -32,7 +32,7 @@ from hasten.measurement import this_host
 from hasten.profiling import ProfileOptions
 from hasten.variant import Variant, building, copy_configuration, open_variant
 from hasten.variant_maker import QUANTIZE_TEXTS
-from hasten.workload import Workload, random_rows, read_texts, read_workload
+from hasten.workload import Workload, random_rows, read_texts, read_workload, some_rows
 from hasten.workshop import Workshop, make_key
 from peers import client, measuring
 from peers.environments import PEERS, Row, built
@@ -67,7 +67,7 @@ class Comparison:
         self.source, self.options = source, options
         self.shop = Workshop(out)
         every = read_texts(data["train"])
-        rows = random_rows(len(every), min(QUANTIZE_TEXTS, len(every)), seed=options.seed)
+        rows = some_rows(len(every), QUANTIZE_TEXTS, seed=options.seed)
         self.texts = [every[row] for row in rows]
         self.valid = read_workload(data["valid"], name="valid", labels=source.labels)
         self.test: Workload = read_workload(data["test"], name="test", labels=source.labels)

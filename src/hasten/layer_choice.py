@@ -14,7 +14,7 @@ from hasten.errors import DataError
 from hasten.torch_runtime import load_torch_model
 from hasten.torch_training import TrainingSet
 from hasten.variant import Variant
-from hasten.workload import random_rows
+from hasten.workload import some_rows
 
 MOST_TEXTS, BATCH = 128, 16
 
@@ -37,7 +37,7 @@ def layer_influences(teacher: Variant, texts: Sequence[str]) -> list[float]:
     if not texts:
         raise DataError("layers are chosen by what they do to texts; none were given")
     model = load_torch_model(teacher)
-    rows = random_rows(len(texts), min(len(texts), MOST_TEXTS), seed=0)
+    rows = some_rows(len(texts), MOST_TEXTS, seed=0)
     data = TrainingSet.of(teacher, model, [texts[row] for row in rows])
     kept: Any = 0.0
     tokens = 0

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hasten.torch_training import TrainingSet
-from hasten.workload import random_rows
+from hasten.workload import some_rows
 
 IN_A_LAYER = re.compile(r"\.(layers?|albert_layers)\.\d+\.")
 ACTIVATION_STEPS = 255
@@ -67,8 +67,7 @@ def _ranges(model: Any, products: dict[str, Any], data: TrainingSet) -> dict[str
     hooks = [product.register_forward_pre_hook(watch(name)) for name, product in products.items()]
     where = next(model.parameters()).device
     with torch.inference_mode():
-        count = len(data.encodings)
-        for row in random_rows(count, min(CALIBRATION_ROWS, count), seed=0):  # alone: padding is no text
+        for row in some_rows(len(data.encodings), CALIBRATION_ROWS, seed=0):  # alone: padding is no text
             model(**data.inputs([row], where))
     for hook in hooks:
         hook.remove()

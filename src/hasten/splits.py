@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hasten.errors import DataError, UsageError
-from hasten.workload import Workload, random_rows, read_texts, read_workload, split, without_overlap
+from hasten.workload import Workload, read_texts, read_workload, some_rows, split, without_overlap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,7 @@ def read_data(inputs: Inputs, options: SplitOptions, labels: Sequence[str]) -> D
         share = min(options.valid_share, options.valid_rows / len(train))
         train, valid = split(train, share=share, seed=options.seed)
         from_valid = from_train
-    valid = valid.take(sorted(random_rows(len(valid), min(len(valid), options.valid_rows), seed=options.seed)))
+    valid = valid.take(sorted(some_rows(len(valid), options.valid_rows, seed=options.seed)))
     train, from_train = without_overlap(train, valid, test)
     removed = tuple(dict.fromkeys([*from_valid, *from_train]))
     shared = removed if inputs.valid is not None else tuple(from_valid)  # else the rest stands twice in one file

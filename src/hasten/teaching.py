@@ -24,7 +24,7 @@ from hasten.measurement import Quality
 from hasten.runtime import Logits, open_runtime, predict_logits
 from hasten.torch_training import TrainingSet, TrainOptions, Watch, device
 from hasten.variant import Variant
-from hasten.workload import Workload, random_rows
+from hasten.workload import Workload, some_rows
 
 TEACHER_BATCH = 16
 CACHED_TEXTS = 2048
@@ -200,7 +200,7 @@ def watch_accuracy(student: Variant, model: Any, watched: Workload | None) -> Wa
     """
     if watched is None:
         return None
-    few = watched.take(random_rows(len(watched), min(len(watched), WATCHED_ROWS), seed=0))
+    few = watched.take(some_rows(len(watched), WATCHED_ROWS, seed=0))
     rows = range(len(few))
     texts = TrainingSet.of(student, model, few.texts)
 

@@ -32,7 +32,7 @@ from hasten.torch_training import TrainOptions
 from hasten.training_plan import TrainingPlan, measured_speeds, plan_training, refitted, wanted_epochs
 from hasten.transfer import TransferOptions, TransferSet, guarding_seconds, widened
 from hasten.variant import Variant
-from hasten.workload import random_rows
+from hasten.workload import some_rows
 from hasten.workshop import Workshop, make_key
 
 PARITY_TEXTS = 500
@@ -290,7 +290,7 @@ class Maker:
     def _some_texts(self, size: int) -> list[str]:
         """Training texts, the same at every call."""
         train = self.data.train
-        rows = random_rows(len(train), min(size, len(train)), seed=self.options.seed)
+        rows = some_rows(len(train), size, seed=self.options.seed)
         return [train.texts[row] for row in rows]
 
 

@@ -262,6 +262,20 @@ def normalised(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+def some_rows(rows: int, most: int, *, seed: int) -> list[int]:
+    """A few rows that stand for all, none twice.
+
+    Args:
+        rows: Number of rows to draw from, at least 1.
+        most: How many indices, at most.
+        seed: Seed of the draw.
+
+    Returns:
+        Indices; shape [min(rows, most)].
+    """
+    return random_rows(rows, min(rows, most), seed=seed)
+
+
 def random_rows(rows: int, size: int, *, seed: int) -> list[int]:
     """Row indices in random order, so that lengths are distributed as the workload's.
 

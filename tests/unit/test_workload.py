@@ -20,6 +20,7 @@ from hasten.workload import (
     random_rows,
     read_texts,
     read_workload,
+    some_rows,
     split,
     without_overlap,
 )
@@ -378,3 +379,10 @@ def test_random_rows_go_through_all_rows_before_one_comes_again(rows: int, size:
     assert set(counts) <= set(range(rows))
     assert max(counts.values(), default=0) <= -(-size // rows)
     assert size < rows or min(counts[row] for row in range(rows)) >= size // rows
+
+
+@given(st.integers(1, 50), st.integers(1, 80), st.integers(0, 99))
+def test_some_rows_are_as_many_as_there_are_and_none_twice(rows: int, most: int, seed: int) -> None:
+    found = some_rows(rows, most, seed=seed)
+    assert len(found) == len(set(found)) == min(rows, most)
+    assert set(found) <= set(range(rows))
