@@ -131,6 +131,8 @@ class Connection(HttpToolsProtocol):
         self._head_bytes: int | None = 0  # None between a head and the next request
         self._in_body = self._refused = self._ended_here = False
         self._framing_bytes = 0  # of the body that comes
+        self._owed = 0  # replies to requests whose head was taken
+        self._last_words: bytes | None = None  # sent after the replies that are owed, before the connection is closed
         self._round: Round = self.app_state.setdefault(ROUND, Round(self.loop))  # one for all connections of a server
         self._short_way: ShortWay | None = self.app_state.get(SHORT_WAY)
         self._late = self.loop.call_later(HEAD_S, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
@@ -158,14 +160,17 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """A head is there."""
         self._late.cancel()
-        self._head_bytes, self._in_body = None, True
+        self._head_bytes = None
         self._framing_bytes = 0
         self._refused = self.transport.is_closing()
         if self.parser.should_upgrade():  # what follows would be of another protocol, so no body could be told from it
-            self._in_body, self._refused = False, True
+            self._refused = True
             self._refuse(HTTPStatus.BAD_REQUEST)
+            return
         if not self._refused and not self._goes_the_short_way():
             super().on_headers_complete()
+            self._owed += 1
+        self._in_body = True
 
     def on_body(self, body: bytes) -> None:
         """A part of a body, which nobody waits for if it was refused."""
@@ -192,6 +197,8 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Counts what comes of a head that is not complete, and waits for a body that did not come with its head."""
+        if self._last_words is not None:
+            return
         if self._head_bytes is not None:
             self._head_bytes += len(data)  # none again where the head ends in it, 0 where the next one begins in it
         if self._in_body:
@@ -221,11 +228,13 @@ class Connection(HttpToolsProtocol):
         )
         if (reply := way.refusal(call)) is not None:
             self._refused = True
+            self._owed += 1
             self._send(reply, keep_alive=keep_alive and not self.expect_100_continue)
             return True
         if self.expect_100_continue:
             return False
         self.cycle = call
+        self._owed += 1
         return True
 
     def _answer(self, call: DirectCall) -> None:
@@ -257,25 +266,40 @@ class Connection(HttpToolsProtocol):
     def _rest(self) -> None:
         """Waits for the next request, where the reply came before the end of the body."""
         self._unset_keepalive_if_required()
-        if not self.transport.is_closing():
+        if not self.transport.is_closing() and self._last_words is None:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
-    def send_400_response(self, msg: str) -> None:
-        """Ends the connection, as uvicorn does."""
-        self._ended_here = True
-        super().send_400_response(msg)
+    def on_response_complete(self) -> None:
+        """A reply was sent; the last one that is owed ends a connection that was refused."""
+        self._owed -= 1
+        super().on_response_complete()
+        if self._last_words is not None and not self._owed and not self.transport.is_closing():
+            self.transport.write(self._last_words)
+            self.transport.close()
 
-    def _refuse(self, status: HTTPStatus) -> None:
+    def send_400_response(self, msg: str) -> None:
+        """Ends the connection where what came is not HTTP."""
+        self._refuse(HTTPStatus.BAD_REQUEST, msg)
+
+    def _refuse(self, status: HTTPStatus, why: str = "") -> None:
+        """Ends the connection, after the replies that are owed to requests before the one that is read."""
         self._late.cancel()
-        self._ended_here = True
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._last_words is not None:
             return
-        # In a body, what was refused has its reply; in a head, another may be owed one, which the client would miss.
-        started = self._in_body and (self._refused or self.cycle.response_started)
-        owed = self.pipeline or (not self._in_body and self.cycle is not None and not self.cycle.response_complete)
-        if not started and not owed:
-            line = f"HTTP/1.1 {status.value} {status.phrase}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-            self.transport.write(line.encode())
+        taken = self._in_body and not self._refused  # the one that is read is among those that are owed a reply
+        replied = self._in_body and (self._refused or self.cycle.response_started)
+        if taken and self.pipeline:
+            self.pipeline.popleft()
+            self._owed -= 1
+            taken = False
+        head = f"HTTP/1.1 {status.value} {status.phrase}\r\nconnection: close\r\ncontent-length: {len(why)}\r\n\r\n"
+        words = (head + why).encode()
+        if self._owed > taken:
+            self._last_words = words
+            return
+        self._ended_here = True
+        if not replied:
+            self.transport.write(words)
         self.transport.close()

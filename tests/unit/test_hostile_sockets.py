@@ -38,7 +38,7 @@ CASES: dict[str, tuple[bytes, list[int]]] = {
     "special tokens": (request(b'{"inputs": "[SEP] a [CLS]"}'), [200]),
     "a long word": (request(b'{"inputs": "' + b"w" * DEEP + b'"}'), [200]),
     "an odd id": (request(GOOD, b"x-request-id: \xe9\xff" + b"i" * 5000), [200]),
-    "a length too short": (request(length=b"5"), [400]),
+    "a length too short": (request(length=b"5"), [400, 400]),
     "a negative length": (request(length=b"-5"), [400]),
     "no number for a length": (request(length=b"NaN"), [400]),
     "two lengths": (request(GOOD, b"content-length: 3"), [400]),
@@ -66,6 +66,10 @@ CASES: dict[str, tuple[bytes, list[int]]] = {
         request(GOOD, b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEAAEAAAAIA"),
         [200],
     ),
+    "a request, then no protocol": (request() + b"hello\r\n\r\n", [200, 400]),
+    "a request, then an upgrade": (request() + request(GOOD, b"connection: upgrade", b"upgrade: a"), [200, 400]),
+    "a request, then a chunk of no size": (request() + chunked(b"zz\r\nabc\r\n"), [200, 400]),
+    "two requests, then a large head": (request() * 2 + request(GOOD, b"x-a: " + b"a" * 1_000_000), [200, 200, 431]),
     "the word in a body": (request(b'{"inputs": "a\\r\\nupgrade: b"}'), [200]),
 }
 
