@@ -1,4 +1,4 @@
-"""Every architecture hasten takes: what its export fuses, how close it stays to PyTorch, how much faster it is.
+"""Nine of the architectures hasten takes (CamemBERT is built as RoBERTa): what its export fuses, how close it stays to PyTorch, how much faster it is.
 
     python benchmarks/architectures.py [--out OUT] [--architecture NAME]... [--requests 200]
 

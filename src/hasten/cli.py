@@ -196,10 +196,16 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = SERVE.host,
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = SERVE.port,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of one inference; the folder's measured plan says if not given.")
+        int | None,
+        typer.Option(
+            help="Threads of one inference; the folder's measured plan says if neither this nor --workers is given."
+        ),
     ] = SERVE.threads,
     workers: Annotated[
-        int | None, typer.Option(help="Inferences at the same time; the folder's measured plan says if not given.")
+        int | None,
+        typer.Option(
+            help="Inferences at the same time; the folder's measured plan says if neither this nor --threads is given."
+        ),
     ] = SERVE.workers,
     processes: Annotated[int, typer.Option(help="Processes that share the port and the cores.")] = SERVE.processes,
     p99_ms: Annotated[

@@ -66,6 +66,8 @@ def bench(
         sys.stdout.write(_shown(trials, own_ms.value))
         found = "no offered rate is shown to keep it" if best is None else f"holds at {best.rate:.1f} requests a second"
         few = "" if trials[-1].offered >= load.DECIDING else f"; fewer than {load.DECIDING} requests cannot show it"
+        if find_max and best is None:
+            few = f"; in --seconds {seconds:g} none below {load.EXPECTED / seconds:.0f} a second can be tried"
         sys.stdout.write(f"p99 of {p99_ms:g} ms: {found}{few}.\n")
     if histogram is not None:
         distribution = io.BytesIO()

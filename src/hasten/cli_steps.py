@@ -26,12 +26,13 @@ from hasten.cli_options import (
 )
 from hasten.errors import UsageError
 from hasten.quantization import Calibration, Method, QuantizeOptions
-from hasten.workload import read_texts
+from hasten.workload import read_texts, some_rows
 
 if TYPE_CHECKING:
     from hasten.variant import Variant
 
 steps = typer.Typer()
+MEASURED_TEXTS = 1_000
 
 
 @steps.command(name="import")
@@ -106,7 +107,12 @@ def export(
 def quantize(
     folder: Folder,
     out: Out,
-    data: Annotated[str, typer.Option(help="Texts to calibrate on and to measure the change on; labels not needed.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Texts to calibrate on and to measure the change on; up to 1,000 are drawn, labels are not needed."
+        ),
+    ],
     text_column: TextColumn = None,
     method: Annotated[
         str, typer.Option(help="Scales of activations: 'static', by calibration, or 'dynamic', by each batch.")
@@ -133,12 +139,17 @@ def quantize(
         per_channel=per_channel, reduce_range=reduce_range, embeddings=embeddings, smoothing=smoothing,
     )  # fmt: skip
     with variants_of([str(folder)]) as (source,):
-        texts = read_texts(data, text_column=text_column)
+        texts = _sampled(read_texts(data, text_column=text_column))
         if source.manifest.format == "openvino":
             made = openvino_steps.quantize_openvino(source, out, name=name or out.name, texts=texts)
         else:
             made = quantization.quantize(source, out, options, name=name or out.name, texts=texts)
     sys.stdout.write(f"{made.path}\n")
+
+
+def _sampled(texts: Sequence[str]) -> list[str]:
+    """Some of the texts, in random order: a file may be sorted, and the first ones are calibrated on."""
+    return [texts[row] for row in some_rows(len(texts), MEASURED_TEXTS, seed=0)] if texts else []
 
 
 @steps.command()

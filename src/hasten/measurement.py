@@ -30,6 +30,7 @@ VERSIONED = (
     "torch",
     "transformers",
     "onnx",
+    "onnx-ir",
     "onnxscript",
     "onnxruntime",
     "openvino",
@@ -37,6 +38,8 @@ VERSIONED = (
     "tokenizers",
     "numpy",
     "scipy",
+    "scikit-learn",
+    "rapidfuzz",
 )
 
 

@@ -15,8 +15,8 @@ rewrites are our own, since neither has them:
   graph: it would make one `SkipLayerNormalization` of sum and normalisation, whose kernel for CPUs takes three
   to four times as long as the two (onnxruntime 1.32).
 
-What these operators cannot express stays as it was traced: disentangled attention (DeBERTa) and attention with rotary
-positions and windows (ModernBERT).
+What these operators cannot express stays as it was traced: disentangled attention (DeBERTa), and the rotation of
+queries and keys before the fused attention (ModernBERT), which keeps its products outside.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from hasten.thread_plan import measure_plan, record_plan
 from hasten.training_plan import TrainingPlan
 from hasten.variant import Variant
 from hasten.variant_maker import Maker, imported
-from hasten.workload import Workload
+from hasten.workload import Workload, normalised
 from hasten.workshop import Workshop
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,9 @@ class _Road:
 
     def _students(self) -> list[Variant]:
         """The student, the same from other seeds, and the same without the teacher."""
-        start, shape = self.make.student_start()
+        if (found := self.make.student_start()) is None:
+            return []
+        start, shape = found
         teacher, name = self._teacher(), f"student-{shape}"
         made: list[Variant] = []
         for number in range(self.options.seeds):
@@ -167,6 +169,8 @@ class _Road:
         """Measures new candidates against the baseline on the validation split and judges them."""
         self.candidates += variants
         self.stages.append([variant.name for variant in variants])
+        if not variants:
+            return
         together = variants if stage == "baseline" else [self.baseline, *variants]
         measured = {m.variant: m for m in self._measure(together, self.data.valid, f"valid-{stage}")}
         self.valid |= {name: measured[name] for name in self.stages[-1]}
@@ -215,9 +219,9 @@ class _Road:
         self.shop.write_json(self.shop.out / "run-info.json", run)
         report = compare(measurements, run)
         save_report(report, self.shop.out)
+        self.shop.choose(chosen)
         if chosen is not None:
             self._plan_threads(self._candidate(chosen))
-        self.shop.choose(chosen)
         return report
 
     def _plan_threads(self, variant: Variant) -> None:
@@ -234,6 +238,8 @@ class _Road:
     def _notes(self, chosen: str | None, measurements: Sequence[Measurement]) -> tuple[str, ...]:
         idle = (
             *_absent(self.data.train, self.baseline.labels),
+            *_repeated(self.data.test),
+            *(["No student was made: the model is too small for one, no shape is smaller."] * (not self.stages[-1])),
             *_planned(self.make.training_plan),
             *_widening(self.make.transfer_counts),
             *_spreads(measurements),
@@ -267,6 +273,15 @@ def _absent(train: Workload, labels: Sequence[str]) -> Generator[str]:
     if absent := [label for number, label in enumerate(labels) if number not in set(train.labels)]:
         shown = ", ".join(map(repr, absent[:5])) + (" …" if len(absent) > 5 else "")
         yield f"{len(absent)} of {len(labels)} labels have no training row ({shown}): a student can hardly learn them."
+
+
+def _repeated(test: Workload) -> Generator[str]:
+    """Says how many test rows add little to what others tell."""
+    if more := len(test) - len({normalised(text) for text in test.texts}):
+        yield (
+            f"{more:,} of the {len(test):,} test rows repeat the text of another. The intervals take rows to be "
+            "independent, so they are too narrow by what these rows do not add."
+        )
 
 
 def _planned(plan: TrainingPlan | None) -> Generator[str]:

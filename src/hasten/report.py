@@ -63,7 +63,7 @@ class RunInfo:
         command: The exact command that does it all again.
         model: The model that was brought in.
         rows: Number of rows by split.
-        removed: Texts taken out of the training rows since they also stand in the validation or test rows.
+        removed: Texts taken out of the training or validation rows since they stand in the validation or test rows too.
         notes: Anything else a reader should know, a sentence each.
         shapes: The student shapes that were measured.
         steps: What each variant's step found out while it proved its result, by the variant's name.
@@ -222,7 +222,7 @@ class Report:
         model: The model that was brought in.
         command: The exact command that does it all again.
         rows: Number of rows by split.
-        removed: Texts taken out of the training rows.
+        removed: Texts taken out of the training or validation rows.
         notes: Anything else a reader should know.
         shapes: The student shapes that were measured.
         steps: What each variant's step found out, by the variant's name.

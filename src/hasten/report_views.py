@@ -196,7 +196,7 @@ def as_markdown(report: Report) -> str:
         ("How each variant proved itself", _md_table(words.step_grid(report))),
         ("Machine, versions, conditions", _md_table(words.machine_grid(report))),
         ("Do it again", _fenced(report.command)),
-        ("Texts removed from training", _removed(report)),
+        ("Texts removed", _removed(report)),
         ("Notes", _bullets(report.notes)),
     )
     return "\n\n".join(f"## {title}\n\n{body}" if title else body for title, body in sections if body) + "\n"

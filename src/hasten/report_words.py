@@ -130,8 +130,9 @@ def between(interval: Interval, form: Callable[[float], str]) -> str:
 
 
 def ms(value_ms: float) -> str:
-    """Milliseconds at three significant digits, whole above 100, without the unit."""
-    return f"{value_ms:,.0f}" if value_ms >= 99.95 else f"{value_ms:.1f}" if value_ms >= 9.995 else f"{value_ms:.2f}"
+    """Milliseconds at three significant digits, whole above 100 and of three decimals at most, without the unit."""
+    decimals = sum(value_ms < limit for limit in (99.95, 9.995, 0.9995))
+    return f"{value_ms:,.{decimals}f}"
 
 
 def times(ratio: float) -> str:
@@ -153,7 +154,7 @@ def headline(report: Report) -> str:
     """The result in one sentence."""
     row = report.chosen_row
     if row is None:
-        return "No variant is shown to meet the budget."
+        return "No variant passed on the validation split; none is chosen."
     if row.verdict == "undecided":
         leaning = "looks as if it meets" if all(j.passes for j in row.judgements) else "comes near"
         return f"{row.name} {leaning} the budget, but these measurements cannot prove it: {figures(report, row)}."
@@ -392,8 +393,7 @@ def shortened(text: str, longest: int = LONGEST_VALUE) -> str:
 
 def removed_sentence(report: Report) -> str:
     """How many texts were taken out of the training rows; empty for none."""
-    number = report.removed.count
-    if number == 0:
+    if (number := report.removed.count) == 0:
         return ""
     texts = "1 text" if number == 1 else f"{number:,} texts"
-    return f"{texts} removed from the training rows, standing in the validation or test rows as well."
+    return f"{texts} removed from the training or validation rows, standing in the validation or test rows as well."

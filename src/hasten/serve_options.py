@@ -16,8 +16,9 @@ class ServeOptions:
     Attributes:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        threads: Threads of one inference; None leaves it to the folder's plan, or without one shares out all cores.
-        workers: Inferences at the same time, at least 1; None leaves it to the folder's plan, or without one takes 1.
+        threads: Threads of one inference; None shares out all cores.
+        workers: Inferences at the same time, at least 1; None takes 1. Where both are None and there is one process,
+            the folder's plan says both.
         processes: Processes that share the port and the cores, at least 1.
         p99_ms: Milliseconds in which a request must be answered that names no deadline itself, above 0; what could only
             be answered later is refused. None has no deadline.

@@ -70,7 +70,7 @@ class Data:
         valid: For choosing.
         test: For the numbers that are reported.
         unlabelled: Texts for the teacher to answer.
-        removed: Texts removed from a training side because they stand in another split.
+        removed: Texts removed from the training or validation rows because they stand in another split.
     """
 
     train: Workload
@@ -111,22 +111,33 @@ def read_data(inputs: Inputs, options: SplitOptions, labels: Sequence[str]) -> D
         valid, from_valid = without_overlap(read(inputs.valid, "valid"), test)
         _check_left(valid, inputs.valid)
     else:
-        train, from_train = without_overlap(train, test)
+        train, from_valid = without_overlap(train, test)
         _check_left(train, inputs.train)
         share = min(options.valid_share, options.valid_rows / len(train))
         train, valid = split(train, share=share, seed=options.seed)
-        from_valid = from_train
+    _check_read_alike(test, train, valid)
     valid = valid.take(sorted(some_rows(len(valid), options.valid_rows, seed=options.seed)))
     train, from_train = without_overlap(train, valid, test)
     removed = tuple(dict.fromkeys([*from_valid, *from_train]))
-    shared = removed if inputs.valid is not None else tuple(from_valid)  # else the rest stands twice in one file
-    if shared and options.strict:
-        raise DataError(f"{len(shared):,} texts stand in two splits, such as {shared[0][:80]!r}; --strict forbids that")
+    if removed and options.strict:
+        raise DataError(
+            f"{len(removed):,} texts stand in two splits, such as {removed[0][:80]!r}; --strict forbids that"
+        )
     _check_left(train, inputs.train)
     if len(set(train.labels)) < 2:
         raise DataError(f"{inputs.train}: one class is left once rows that stand in the other splits are removed")
     more = () if inputs.unlabelled is None else read_texts(inputs.unlabelled, text_column=inputs.text_column)
     return Data(train=train, valid=valid, test=test, unlabelled=more, removed=removed)
+
+
+def _check_read_alike(*splits: Workload) -> None:
+    """Refuses splits of which one seems to tell ids and another names that are numbers as well."""
+    names, ids = (next((s.source for s in splits if s.told == told), None) for told in ("names", "ids"))
+    if names is not None and ids is not None:
+        raise DataError(
+            f"the labels of {ids} can only be ids, those of {names} may be ids or names of the model's; "
+            "write names in all of them"
+        )
 
 
 def _check_left(workload: Workload, source: str) -> None:

@@ -155,14 +155,19 @@ def candidate_shapes(teacher: Shape) -> list[Shape]:
         teacher: The teacher's shape.
 
     Returns:
-        Those of the catalogue that the teacher can start, or, for an unusual teacher, halves and quarters of it.
+        Those of the catalogue that the teacher can start, or, for an unusual teacher, halves and quarters of it; none
+        where even these are no smaller or split a head.
     """
     head_size = teacher.hidden // teacher.heads
     halves = [(max(1, teacher.layers // part), teacher.hidden // part) for part in (4, 2)]
-    fitting = [pair for pair in CATALOGUE if pair[0] <= teacher.layers and pair[1] <= teacher.hidden] or halves
-    shapes = [student_shape(teacher, *pair) for pair in fitting if pair[1] % head_size == 0]
-    smaller = [shape for shape in shapes if shape.encoder_weights < teacher.encoder_weights]
-    return sorted(smaller, key=lambda shape: shape.encoder_weights)
+    for pairs in (CATALOGUE, halves):
+        fitting = [
+            student_shape(teacher, layers, hidden) for layers, hidden in pairs
+            if layers <= teacher.layers and hidden <= teacher.hidden and hidden % head_size == 0
+        ]  # fmt: skip
+        if smaller := [shape for shape in fitting if shape.encoder_weights < teacher.encoder_weights]:
+            return sorted(smaller, key=lambda shape: shape.encoder_weights)
+    return []
 
 
 def init_student(

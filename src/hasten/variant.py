@@ -24,7 +24,7 @@ from typing import Any, Literal
 import msgspec
 
 from hasten.errors import ArtifactError, HastenError, UsageError
-from hasten.files import beside, file_sha256, read_document, write_atomically
+from hasten.files import LEFT_OVER, beside, file_sha256, read_document, write_atomically
 
 SCHEMA = "hasten.variant/1"
 MANIFEST = "variant.json"
@@ -213,8 +213,11 @@ def open_variant(path: Path | str) -> Variant:
     """
     folder = Path(path).resolve()
     manifest = _read_manifest(folder)
-    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()} - {MANIFEST}
-    if strangers := present - set(manifest.files):
+    present = {
+        str(p.relative_to(folder)) for p in folder.rglob("*")
+        if (p.is_symlink() or not p.is_dir()) and not LEFT_OVER.fullmatch(p.name)
+    }  # fmt: skip
+    if strangers := present - {MANIFEST} - set(manifest.files):
         raise ArtifactError(
             f"{folder}: file not named in {MANIFEST}: {', '.join(sorted(strangers))}; rebuild the folder"
         )

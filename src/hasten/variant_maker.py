@@ -113,13 +113,18 @@ class Maker:
             lambda out: quantize_openvino(source, out, name=name, texts=texts, mixed=mixed),
         )  # fmt: skip
 
-    def student_start(self) -> tuple[Variant, Shape]:
-        """What the student starts from, untrained: the baseline or a given checkpoint, cut to a measured shape."""
+    def student_start(self) -> tuple[Variant, Shape] | None:
+        """What the student starts from, untrained: the baseline or a given checkpoint, cut to a measured shape.
+
+        None where no shape is smaller than the baseline.
+        """
         source = self._student_source()
         if self.student_source is not None and self.options.shapes is None:
             return source, shape_of(source)
         self.observer.stage("measuring student shapes before training")
         shapes = shapes_to_measure(source, self.options.shapes)
+        if not shapes:
+            return None
         search = Search(
             baseline=self.baseline, source=source, texts=self.data.valid.texts, budget=self.options.budget,
             options=self.options.profile,

@@ -6,14 +6,18 @@ that are reported, once. Texts that stand in two of them are removed from the tr
 
 from __future__ import annotations
 
+import csv
 import glob
 import hashlib
+import math
+import re
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +26,9 @@ from hasten.errors import DataError, MissingExtraError
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "query", "utterance", "inputs", "input")
 LABEL_COLUMNS = ("label", "labels", "intent", "class", "category", "topic", "sentiment", "target")
+PLACEHOLDER = re.compile(r"LABEL_\d+")  # transformers' name of a label that was given none
 SHOWN = 5
+Told = Literal["names", "ids", "either"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +40,14 @@ class Workload:
         source: Where they were read from.
         texts: The texts; shape [rows].
         labels: Label id of each text; shape [rows].
+        told: Whether the column of labels was taken to hold names or ids; `either` where both say the same.
     """
 
     name: str
     source: str
     texts: tuple[str, ...]
     labels: tuple[int, ...]
+    told: Told = "either"
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -83,12 +91,12 @@ def read_workload(
     text_column = _column(source, table, text_column, TEXT_COLUMNS, "--text-column")
     label_column = _column(source, table, label_column, LABEL_COLUMNS, "--label-column")
     texts = _texts(source, table, text_column)
-    ids = _label_ids(source, _label_values(table, label_column), label_column, labels)
+    ids, told = _label_ids(source, _label_values(table, label_column, labels), label_column, labels)
     if len(set(ids)) < 2:
         raise DataError(
             f"{source}: all {len(ids):,} rows have the label {labels[ids[0]]!r}; at least two classes are needed"
         )
-    return Workload(name=name, source=source, texts=texts, labels=tuple(ids))
+    return Workload(name=name, source=source, texts=texts, labels=tuple(ids), told=told)
 
 
 def read_texts(source: str, *, name: str = "train", text_column: str | None = None) -> tuple[str, ...]:
@@ -140,6 +148,8 @@ def _read_table(source: str, name: str) -> Any:
 
 
 def _read_file(datasets: Any, path: Path, kind: str, cache: str) -> Any:
+    import pandas
+
     options: dict[str, Any] = {
         "data_files": glob.escape(str(path)),
         "split": "train",
@@ -147,9 +157,12 @@ def _read_file(datasets: Any, path: Path, kind: str, cache: str) -> Any:
         "keep_in_memory": True,
     }
     if kind == "csv":
-        options |= {"keep_default_na": False, "encoding": "utf-8"}
-    if path.suffix.lower() == ".tsv":
-        options |= {"sep": "\t", "quoting": 3}
+        form: dict[str, Any] = {"keep_default_na": False, "encoding": "utf-8"}
+        form |= {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
+        columns = pandas.read_csv(path, nrows=0, **form).columns
+        options |= form | {
+            "converters": dict.fromkeys(columns, str)
+        }  # else each part of a large file has its own types
     return datasets.load_dataset(kind, **options)
 
 
@@ -157,7 +170,9 @@ def _read_hub(datasets: Any, source: str, name: str, cache: str) -> Any:
     where, _, chosen = source.partition("@")
     where, _, config = where.partition(":")
     part = chosen or {"valid": "validation"}.get(name, name)
-    return datasets.load_dataset(where, config or None, split=part, cache_dir=cache, keep_in_memory=True)
+    form = datasets.load_dataset_builder(where, config or None, cache_dir=cache).config
+    options = {"keep_default_na": False} if hasattr(form, "keep_default_na") else {}  # "NA" is a text, not its absence
+    return datasets.load_dataset(where, config or None, split=part, cache_dir=cache, keep_in_memory=True, **options)
 
 
 def _column(source: str, table: Any, chosen: str | None, usual: Sequence[str], option: str) -> str:
@@ -183,21 +198,28 @@ def _texts(source: str, table: Any, column: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _label_values(table: Any, column: str) -> list[Any]:
+def _label_values(table: Any, column: str, labels: Sequence[str]) -> list[Any]:
+    """The column, with the data set's names for its ids unless the model has no names for them."""
     feature = table.features[column]
     values: list[Any] = table[column][:]
-    names: list[str] | None = getattr(feature, "names", None)
-    return [names[v] if isinstance(v, int) and 0 <= v < len(names) else v for v in values] if names else values
+    names: list[str] = getattr(feature, "names", None) or []
+    if len(names) == len(labels) and all(map(PLACEHOLDER.fullmatch, labels)):
+        return values
+    return [names[v] if isinstance(v, int) and 0 <= v < len(names) else v for v in values]
 
 
-def _label_ids(source: str, values: list[Any], column: str, labels: Sequence[str]) -> list[int]:
+def _label_ids(source: str, values: list[Any], column: str, labels: Sequence[str]) -> tuple[list[int], Told]:
     by_name = {label: i for i, label in enumerate(labels)}
     folded = {label.casefold(): i for i, label in enumerate(labels)}
     by_id = {str(i): i for i in range(len(labels))}
     any_case = folded if len(folded) == len(labels) else {}
-    keys = [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for v in values]
-    named = [by_name.get(key, any_case.get(key.casefold())) for key in keys]
-    numbered = [by_id.get(key) for key in keys]
+    keys = ["" if value is None else str(value).strip() for value in values]
+    whole = [key.removesuffix(".0") for key in keys]  # of numbers beside which a label is missing elsewhere
+    named = [
+        by_name.get(key, by_name.get(number, any_case.get(key.casefold())))
+        for key, number in zip(keys, whole, strict=True)
+    ]
+    numbered = [by_id.get(number) for number in whole]
     ids = named if named.count(None) <= numbered.count(None) else numbered  # a column holds one kind
     unknown = Counter(key for key, label in zip(keys, ids, strict=True) if label is None)
     if unknown:
@@ -206,38 +228,48 @@ def _label_ids(source: str, values: list[Any], column: str, labels: Sequence[str
             f"{source}: column {column!r} has labels that the model does not know: {shown}; "
             f"the model's labels are {', '.join(map(repr, labels[:20]))}{' …' if len(labels) > 20 else ''}"
         )
-    return [label for label in ids if label is not None]
+    told: Told = "either" if named == numbered else "names" if ids is named else "ids"
+    return [label for label in ids if label is not None], told
 
 
 def split(workload: Workload, *, share: float, seed: int) -> tuple[Workload, Workload]:
-    """Splits a validation part off the training data, stratified by label.
+    """Splits a validation part off the training data, stratified by label; rows of one text stay together.
 
     Args:
         workload: The training data.
-        share: Share of the rows to split off, above 0 and below 1.
+        share: Share of the texts to split off, above 0 and below 1; at least as many as there are classes.
         seed: Seed of the shuffle.
 
     Returns:
         The remaining training part and the validation part.
 
     Raises:
-        DataError: A class has a single row, or the data are too few for the classes.
+        DataError: A class has a single text, or the data are too few for the classes.
     """
     import datasets
 
-    counts = Counter(workload.labels)
+    alike: dict[str, list[int]] = {}
+    for row, text in enumerate(workload.texts):
+        alike.setdefault(normalised(text), []).append(row)
+    groups = list(alike.values())
+    labels = [workload.labels[rows[0]] for rows in groups]
+    counts = Counter(labels)
     if lonely := sorted(label for label, n in counts.items() if n < 2):
         raise DataError(
-            f"{workload.source}: label id {lonely[0]} has one row; give --valid, or at least 2 rows a class"
+            f"{workload.source}: label id {lonely[0]} has one text; give --valid, or at least 2 texts a class"
         )
     names = [str(i) for i in range(max(counts) + 1)]
-    table = datasets.Dataset.from_dict({"row": list(range(len(workload))), "label": list(workload.labels)})
+    table = datasets.Dataset.from_dict({"group": list(range(len(groups))), "label": labels})
     table = table.cast_column("label", datasets.ClassLabel(names=names))
+    size = max(math.ceil(share * len(groups)), len(counts))
     try:
-        parts = table.train_test_split(test_size=share, stratify_by_column="label", seed=seed)
+        parts = table.train_test_split(test_size=size, stratify_by_column="label", seed=seed)
     except ValueError as error:
-        raise DataError(f"{workload.source}: cannot split {len(workload):,} rows for validation: {error}") from error
-    rest, held = (workload.take(sorted(parts[part]["row"])) for part in ("train", "test"))
+        raise DataError(f"{workload.source}: cannot split {len(groups):,} texts for validation: {error}") from error
+    rest, held = (
+        workload.take(sorted(row for group in parts[part]["group"] for row in groups[group]))
+        for part in ("train", "test")
+    )
     return rest, replace(held, name="valid")
 
 
@@ -258,8 +290,8 @@ def without_overlap(train: Workload, *others: Workload) -> tuple[Workload, list[
 
 
 def normalised(text: str) -> str:
-    """What makes two texts the same: their characters, without case and spacing."""
-    return " ".join(text.casefold().split())
+    """What makes two texts the same: their characters in one composition (NFKC), without case and spacing."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def some_rows(rows: int, most: int, *, seed: int) -> list[int]:

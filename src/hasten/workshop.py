@@ -12,11 +12,12 @@ OUT/work/             caches and checkpoints; may be deleted when the run is ove
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from hasten.errors import ArtifactError, HastenError, MeasurementError, MissingE
 from hasten.files import beside, sweep, write_atomically
 from hasten.measurement import VERSIONED, Measurement, library_versions, load_measurement, save_measurement
 from hasten.variant import MANIFEST, Variant, open_variant
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def make_key(*parts: Any) -> str:
@@ -54,19 +57,27 @@ class Workshop:
             from filelock import FileLock, Timeout
         except ImportError as error:
             raise MissingExtraError("filelock", "optimize") from error
-        try:
-            for folder in (self.variants, self.measurements, self.work):
-                folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.out / ".lock")
-            with lock.acquire(timeout=0):
+        with ExitStack() as stack:
+            try:
+                for folder in (self.variants, self.measurements, self.work):
+                    folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(self.out / ".lock").acquire(timeout=0))
                 self._sweep()
+            except Timeout as error:
+                raise HastenError(
+                    f"{self.out}: another run is writing here; wait for it or choose another --out"
+                ) from error
+            except OSError as error:
+                raise self._unwritable(error) from error
+            try:
                 yield
-        except Timeout as error:
-            raise HastenError(
-                f"{self.out}: another run is writing here; wait for it or choose another --out"
-            ) from error
-        except OSError as error:
-            raise HastenError(f"{self.out}: cannot be written: {error}; choose another --out or make room") from error
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> HastenError:
+        return HastenError(f"{self.out}: cannot be written: {error}; choose another --out or make room")
 
     def _sweep(self) -> None:
         for folder in (self.out, self.variants, self.measurements, self.work, self.work / "shapes"):
@@ -89,6 +100,7 @@ class Workshop:
         if made.get(name) == key and stands.is_dir():
             with suppress(ArtifactError):  # altered since: make it again
                 return open_variant(stands)
+        self._withdraw(stands)
         if name in made:
             self.write_json(place / "made.json", {other: made[other] for other in made if other != name})
             if not (stands / MANIFEST).is_file():
@@ -96,6 +108,12 @@ class Workshop:
         variant = build(stands)
         self.write_json(place / "made.json", self._made(place) | {name: key})
         return variant
+
+    def _withdraw(self, folder: Path) -> None:
+        """Removes `OUT/chosen` where it names a variant that is about to be another."""
+        link = self.out / "chosen"
+        if link.is_symlink() and link.resolve() == folder.resolve():
+            link.unlink()
 
     def _made(self, place: Path) -> dict[str, str]:
         path = place / "made.json"

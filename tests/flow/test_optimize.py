@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hasten import pipeline, quantization_search, training_plan
+from hasten import pipeline, quantization_search, training_plan, variant_maker
 from hasten.budget import Budget
 from hasten.cli import main
 from hasten.errors import DataError, HastenError
@@ -190,6 +190,16 @@ def test_a_baseline_that_meets_the_budget_is_chosen_as_it_is(inputs: Inputs, out
     options = replace(FAST, budget=budget, profile=timing)
     report = optimize(inputs, out, options)
     assert (report.chosen, report.verdict, len(report.variants)) == ("torch-fp32", "met", 1)
+
+
+def test_a_model_that_is_too_small_for_a_student_still_gets_its_report(
+    inputs: Inputs, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(variant_maker, "shapes_to_measure", lambda source, shapes: [])
+    report = optimize(inputs, out, FAST)
+    assert (report.chosen, report.verdict, report.shapes) == (None, "missed", ())
+    assert not any(row.name.startswith("student") for row in report.variants)
+    assert "No student was made: the model is too small for one, no shape is smaller." in report.notes
 
 
 def test_texts_of_the_test_data_are_removed_from_training_and_named(inputs: Inputs, out: Path, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_nothing_chosen_is_missed_and_gives_every_reason() -> None:
     assert tree["verdict"] == "missed"
     for form in FORMS[1:]:
         text = render(report, form)
-        assert "No variant is shown to meet the budget." in text
+        assert "No variant passed on the validation split; none is chosen." in text
         assert "against at most 0.5 ms: missed" in text
 
 
@@ -336,7 +336,16 @@ def test_html_without_the_extra_says_what_to_install(
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0.123, "0.12"), (9.994, "9.99"), (9.996, "10.0"), (99.96, "100"), (1234.5, "1,234")]
+    ("value", "shown"),
+    [
+        (0.0123, "0.012"),
+        (0.123, "0.123"),
+        (0.9996, "1.00"),
+        (9.994, "9.99"),
+        (9.996, "10.0"),
+        (99.96, "100"),
+        (1234.5, "1,234"),
+    ],
 )
 def test_milliseconds_at_three_digits(value: float, shown: str) -> None:
     assert words.ms(value) == shown

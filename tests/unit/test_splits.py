@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,16 @@ def test_validation_rows_are_capped(tmp_path: Path) -> None:
     found = read_all(tmp_path, named("only", 300), named("test", 9), valid_rows=30)
     assert len(found.valid) == 30
     assert Counter(found.valid.labels) == {0: 10, 1: 10, 2: 10}
+
+
+def test_splits_of_which_one_tells_ids_and_one_names_that_are_numbers_are_refused(tmp_path: Path) -> None:
+    stars = ("1", "2", "3")
+    train, test = (
+        [(f"{part} {row}", str(row % 3 + first)) for row in range(12)] for part, first in (("a", 0), ("b", 1))
+    )
+    inputs = Inputs(model="", train=write_csv(tmp_path / "a.csv", train), test=write_csv(tmp_path / "b.csv", test))
+    options = OptimizeOptions(budget=Budget(speedup=1.0))
+    with pytest.raises(DataError, match=r"the labels of .*a\.csv can only be ids, those of .*b\.csv may be"):
+        read_data(inputs, options, stars)
+    other = write_csv(tmp_path / "c.csv", [(text.replace("b", "c"), label) for text, label in test])
+    assert len(read_data(replace(inputs, train=other), replace(options, valid_share=0.3), stars).test) == 12

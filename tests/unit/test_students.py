@@ -126,6 +126,9 @@ def test_candidates_are_smaller_than_any_teacher(layers: int, size: int, heads: 
 def test_candidates_for_common_teachers() -> None:
     assert [str(shape) for shape in candidate_shapes(MINILM)][::3] == ["1x128", "3x192", "2x384"]
     assert candidate_shapes(TINY), "an unusual teacher gets halves and quarters"
+    small = Shape(layers=3, hidden=312, heads=12, intermediate=600)
+    assert [str(shape) for shape in candidate_shapes(small)] == ["1x156"], "as one with an unusual head size"
+    assert not candidate_shapes(Shape(layers=1, hidden=64, heads=1, intermediate=128))
 
 
 def test_one_stall_rules_no_shape_out() -> None:

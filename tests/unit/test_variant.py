@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from hasten.errors import ArtifactError, UsageError
-from hasten.files import file_sha256, sweep, write_atomically
+from hasten.files import beside, file_sha256, sweep, write_atomically
 from hasten.variant import (
     MANIFEST,
     SCHEMA,
@@ -182,6 +182,11 @@ def test_a_missing_file_is_refused_by_name(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(ArtifactError, match=r"config\.json is missing"):
         open_variant(folder)
+
+
+def test_what_an_interrupted_write_left_behind_is_no_stranger(folder: Path) -> None:
+    beside(folder / MANIFEST).write_text("{")
+    assert open_variant(folder).path == folder.resolve()
 
 
 @pytest.mark.parametrize("name", ["stranger.py", "deeper/stranger.py", ".hidden"])

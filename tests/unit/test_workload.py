@@ -111,6 +111,19 @@ def test_parquet_with_class_names_goes_by_name(tmp_path: Path) -> None:
     assert read(path).labels == IDS
 
 
+def test_ids_stay_ids_where_the_model_has_no_names(tmp_path: Path) -> None:
+    path = as_parquet(tmp_path / "data.parquet", {"text": list(TEXTS), "label": [2, 0, 1, 0]}, ["Good", "Mixed", "Bad"])
+    assert read(path, labels=("LABEL_0", "LABEL_1", "LABEL_2")).labels == (2, 0, 1, 0)
+    assert "'Bad' (1 rows)" in refused(path, labels=("LABEL_0", "LABEL_1"))
+
+
+def test_each_part_of_a_large_file_is_read_alike(tmp_path: Path) -> None:
+    rows = [(f"text {row}", f"0{row % 2 + 1}", "1" if row < 15_000 else "") for row in range(20_001)]
+    rows[-1] = ("7", "02", "4.5")
+    found = read(table(tmp_path / "data.csv", rows, ("text", "label", "rating")), labels=("01", "02"))
+    assert (found.texts[-1], found.labels[:2], found.labels[-1]) == ("7", (0, 1), 1)
+
+
 def test_a_local_folder_by_split(tmp_path: Path) -> None:
     for name in ("train", "test", "validation"):
         write_csv(tmp_path / f"{name}.csv", [(f"{name} {text}", label) for text, label in ROWS])
@@ -130,6 +143,10 @@ def test_a_text_stays_a_text(tmp_path: Path, text: str) -> None:
     rows = [(text, "Bad"), ("great", "Good")]
     assert read(write_csv(tmp_path / "data.csv", rows)).texts[0] == text
     assert read(as_lines(tmp_path / "data.jsonl", [{"text": t, "label": n} for t, n in rows])).texts[0] == text
+    (tmp_path / "set").mkdir()
+    write_csv(tmp_path / "set" / "test.csv", [(text, "Bad"), ("great", "Good")])
+    if text in {"NA", "null", "None", "nan", "N/A"}:
+        assert read(tmp_path / "set").texts[0] == text
 
 
 @pytest.mark.parametrize(
@@ -140,6 +157,7 @@ def test_a_text_stays_a_text(tmp_path: Path, text: str) -> None:
         ["bad", "GOOD", " Mixed "],
         [0, 1, 2],
         [0.0, 1.0, 2.0],
+        ["0.0", "1.0", "2.0"],
     ],
 )
 def test_labels_by_name_by_id_or_in_another_case(tmp_path: Path, column: list[Any]) -> None:
@@ -191,7 +209,8 @@ def test_a_negative_id_is_unknown(tmp_path: Path) -> None:
 
 def test_a_missing_label_is_unknown(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": None}, {"text": "b", "label": "Good"}]
-    assert "'None' (1 rows)" in refused(as_lines(tmp_path / "data.jsonl", rows))
+    for labels in (LABELS, ("Good", "None")):
+        assert "'' (1 rows)" in refused(as_lines(tmp_path / "data.jsonl", rows), labels=labels)
     assert "'' (1 rows)" in refused(table(tmp_path / "data.csv", [("a", ""), ("b", "Good")]))
 
 
@@ -328,13 +347,28 @@ def test_a_split_of_labels_with_gaps() -> None:
 
 
 def test_a_class_with_one_row_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="label id 2 has one row; give --valid"):
+    with pytest.raises(DataError, match="label id 2 has one text; give --valid"):
         split(many((10, 10, 1)), share=0.2, seed=0)
 
 
-def test_too_few_rows_for_the_classes_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="cannot split 6 rows for validation"):
-        split(many((2, 2, 2)), share=0.2, seed=0)
+def test_too_few_texts_for_the_classes_cannot_be_split() -> None:
+    with pytest.raises(DataError, match="cannot split 6 texts for validation"):
+        split(many((2, 2, 2)), share=0.9, seed=0)
+
+
+def test_a_small_share_of_many_classes_has_one_text_of_each() -> None:
+    rest, held = split(many((10,) * 50), share=0.02, seed=0)
+    assert (sorted(held.labels), len(rest)) == (list(range(50)), 450)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["", " ", "  "])), min_size=40, max_size=60))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_rows_of_one_text_stay_together(drawn: list[tuple[int, str]]) -> None:
+    rows = [*drawn, *((number, "") for number in range(10))]
+    source = workload([f"text{space}{number}" for number, space in rows], [number % 2 for number, _ in rows])
+    rest, held = split(source, share=0.3, seed=0)
+    assert not {normalised(text) for text in rest.texts} & {normalised(text) for text in held.texts}
+    assert Counter(rest.texts) + Counter(held.texts) == Counter(source.texts)
 
 
 words = st.lists(st.sampled_from(["a", "A", " a ", "b", "B b", "b  b", "ß", "SS", "c"]), min_size=1, max_size=12)
@@ -362,6 +396,7 @@ def test_without_overlap_leaves_nothing_common_and_loses_nothing_else(
 def test_case_and_spacing_do_not_make_another_text() -> None:
     assert normalised("  Hello \n WORLD ") == normalised("hello world")
     assert normalised("hello, world") != normalised("hello world")
+    assert normalised("caf\N{LATIN SMALL LETTER E WITH ACUTE}") == normalised("cafe\N{COMBINING ACUTE ACCENT}")
 
 
 def test_without_overlap_of_nothing_is_the_same() -> None:
