@@ -36,6 +36,7 @@ VERSIONED = (
     "openvino",
     "nncf",
     "tokenizers",
+    "sentencepiece",
     "numpy",
     "scipy",
     "scikit-learn",
