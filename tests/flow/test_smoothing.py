@@ -117,6 +117,15 @@ def test_full_strength_evens_out_the_activations() -> None:
     np.testing.assert_allclose(peaks / scales, np.full(3, 10.0), rtol=1e-5)
 
 
+def test_half_strength_makes_both_sides_equally_hard_and_none_evens_out_the_weights() -> None:
+    peaks, weights = np.array([1, 10, 100], np.float32), np.array([[4], [1], [0.5]], np.float32)
+    half = smoothing_scales(peaks, weights, 0.5)
+    even = (peaks / half) / (weights[:, 0] * half)
+    np.testing.assert_allclose(even, np.full(3, even[0]), rtol=1e-4)
+    even = weights[:, 0] * smoothing_scales(peaks, weights, 0.0)
+    np.testing.assert_allclose(even, np.full(3, even[0]), rtol=1e-4)
+
+
 @pytest.mark.parametrize("smoothing", [-0.1, 1.5, float("nan")])
 def test_a_strength_out_of_range_is_refused(smoothing: float) -> None:
     with pytest.raises(UsageError, match="smoothing is a share"):
@@ -218,3 +227,23 @@ def test_where_neither_decides_the_smaller_estimate_is_taken(
     ), tmp_path)  # fmt: skip
     assert (choice.loss, choice.lost_points.value) == ("undecided", 0.2)
     assert bool(choice.options.smoothing) == (smoothed < plain)
+
+
+def test_products_go_back_to_fp32_one_by_one_until_the_loss_is_allowed(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hasten import quantization_search
+    from hasten.quantization_search import Question, choose_quantization
+
+    def lost(_search: Any, options: QuantizeOptions) -> Interval:
+        healed = len(options.keep) >= 2
+        return Interval(value=0.1, lower=-0.1, upper=0.2) if healed else Interval(value=5.0, lower=4.0, upper=6.0)
+
+    monkeypatch.setattr(quantization_search, "CALIBRATIONS", ("minmax",))
+    monkeypatch.setattr(quantization_search._Search, "_lost_points", lost)
+    valid = Workload(name="valid", source="valid", texts=tuple(TEXTS), labels=(0,) * len(TEXTS))
+    source = exported("bert", checkpoint, tmp_path)
+    choice = choose_quantization(Question(
+        source=source, texts=TEXTS[:5], valid=valid, options=QuantizeOptions(), max_lost_points=0.3, threads=1
+    ), tmp_path)  # fmt: skip
+    assert (choice.loss, choice.options.keep) == ("holds", tuple(choice.sensitivity)[:2])

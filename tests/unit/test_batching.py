@@ -113,12 +113,15 @@ def test_an_idle_worker_starts_at_once_and_a_busy_one_gathers() -> None:
         await gate.inside()
         others = await admitted(batcher, ["a", "b", "c"])
         assert batcher.waiting_rows == 3
+        await asyncio.sleep(0.05)
         gate.opened.set()
-        assert (await first).batch == 1
+        alone = await first
+        assert alone.batch == 1
+        assert alone.inference_s >= 0.05 > alone.queue_s
         answers = await asyncio.gather(*others)
         assert [(answer.row, answer.batch) for answer in answers] == [("A", 3), ("B", 3), ("C", 3)]
         assert gate.batches == [["first"], ["a", "b", "c"]]
-        assert all(answer.queue_s >= 0 and answer.inference_s >= 0 for answer in answers)
+        assert all(answer.queue_s >= 0.05 and answer.inference_s >= 0 for answer in answers)
         await batcher.close()
 
     run(scenario())

@@ -167,6 +167,27 @@ def test_a_request_right_behind_a_refused_one_has_its_time(soon: float) -> None:
     assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"429", b"200"]
 
 
+def test_a_refused_request_that_waits_for_leave_to_send_its_body_ends_the_connection() -> None:
+    head = request("fine", more=LATE + "expect: 100-continue\r\n").partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+    with live(make_app()) as url, connected(url) as client:
+        client.sendall(head)
+        said = b"".join(iter(lambda: client.recv(65536), b""))
+    assert said.startswith(b"HTTP/1.1 429 ")
+    assert LAST.search(said)
+
+
+def test_a_body_that_takes_too_long_is_refused_after_the_reply_that_is_owed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "BODY_S", 0.3)
+    runtime = GatedRuntime()
+    with live(make_app(runtime)) as url, connected(url) as client:
+        client.sendall(request("first") + request("second")[:-3])
+        assert runtime.entered.wait(5)
+        time.sleep(0.6)
+        runtime.gate.set()
+        said = b"".join(iter(lambda: client.recv(65536), b""))
+    assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"200", b"408"]
+
+
 def test_trailers_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "MOST_FRAMING_BYTES", 1000)
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"

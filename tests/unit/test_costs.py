@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
@@ -51,16 +50,31 @@ class Slow:
     """Takes a millisecond and one more for each 64 tokens of its batch."""
 
     labels: tuple[str, ...] = ("negative", "positive")
+    clock: list[float] = field(default_factory=lambda: [0.0])
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         return FakeRuntime().encode(texts)
 
     def infer(self, encodings: Sequence[Encoding]) -> Logits:
-        time.sleep(1e-3 + 1e-3 * len(encodings) * max(map(len, encodings)) / 64)
+        self.clock.append(self.clock[-1] + 1e-3 + 1e-3 * len(encodings) * max(map(len, encodings)) / 64)
         return FakeRuntime().infer(encodings)
 
 
-def test_a_runtime_is_measured_over_the_shapes_that_it_will_be_given() -> None:
-    model = measure_costs(Slow(), max_tokens=128, max_batch=4, max_padded_tokens=256)
-    assert model.seconds(2, 96) == pytest.approx(4.3e-3, rel=0.5)
-    assert model.seconds(1, 256) > 1.5 * model.seconds(1, 128)
+def test_a_runtime_is_measured_over_the_shapes_that_it_will_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Slow()
+    monkeypatch.setattr("hasten.costs.perf_counter", lambda: runtime.clock[-1])
+    model = measure_costs(runtime, max_tokens=128, max_batch=4, max_padded_tokens=256)
+    assert model.seconds(2, 96) == pytest.approx(4e-3, rel=1e-3)
+    assert model.seconds(1, 256) == pytest.approx(5e-3, rel=1e-3)
+
+
+def test_what_was_learnt_is_told_from_what_was_known_at_start_and_given_up_step_by_step() -> None:
+    model = CostModel(known(1e-3, 1e-4, 0))
+    first = model.seconds(2, 64)
+    for _ in range(400):
+        model.observe(2, 64, 3 * first)
+    assert model.seconds(2, 64) == pytest.approx(3 * first, rel=0.02)
+    assert model.at_start(model.seconds(2, 64)) == pytest.approx(first)
+    for _ in range(1000):
+        model.relax()
+    assert model.seconds(2, 64) == pytest.approx(first, rel=1e-3)

@@ -302,3 +302,48 @@ def test_who_gives_up_waiting_makes_room_for_others() -> None:
         await batcher.close()
 
     run(script())
+
+
+def test_the_batcher_lets_nobody_join_who_makes_a_mate_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("hasten.batching.perf_counter", lambda: now[0])
+
+    async def script() -> None:
+        gate = Gate()
+        batcher = Batcher(gate, WIDE, costs=Linear(start_s=0.1, token_s=0.001))
+        running = asyncio.create_task(batcher.submit("running", 7))
+        await gate.inside()
+        two = [
+            asyncio.create_task(batcher.submit("hurried", 10, 100.4)), asyncio.create_task(batcher.submit("mate", 10))
+        ]  # fmt: skip
+        await asyncio.sleep(0)
+        now[0] = 100.28  # 0.12 s are left, and both together may take 0.132
+        gate.opened.set()
+        await asyncio.gather(running, *two)
+        assert gate.batches == [["running"], ["hurried"], ["mate"]]
+        await batcher.close()
+
+    run(script())
+
+
+def test_the_batcher_learns_from_every_inference() -> None:
+    seen = list[tuple[int, int, float]]()
+
+    class Noting(Linear):
+        def observe(self, rows: int, tokens: int, seconds: float, /) -> None:
+            seen.append((rows, tokens, seconds))
+
+    async def script() -> None:
+        gate = Gate()
+        batcher = Batcher(gate, WIDE, costs=Noting(start_s=1.0))
+        running = asyncio.create_task(batcher.submit("running", 7))
+        await gate.inside()
+        others = [asyncio.create_task(batcher.submit(text, len(text))) for text in ("a", "bb", "ccc")]
+        await asyncio.sleep(0.05)
+        gate.opened.set()
+        await asyncio.gather(running, *others)
+        await batcher.close()
+
+    run(script())
+    assert [shape[:2] for shape in seen] == [(1, 7), (3, 3)]
+    assert seen[0][2] >= 0.05

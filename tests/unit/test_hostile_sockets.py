@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import select
 import socket
 import time
 from collections.abc import Generator
@@ -69,7 +70,6 @@ CASES: dict[str, tuple[bytes, list[int]]] = {
     "a request, then no protocol": (request() + b"hello\r\n\r\n", [200, 400]),
     "a request, then an upgrade": (request() + request(GOOD, b"connection: upgrade", b"upgrade: a"), [200, 400]),
     "a request, then a chunk of no size": (request() + chunked(b"zz\r\nabc\r\n"), [200, 400]),
-    "two requests, then a large head": (request() * 2 + request(GOOD, b"x-a: " + b"a" * 1_000_000), [200, 200, 431]),
     "the word in a body": (request(b'{"inputs": "a\\r\\nupgrade: b"}'), [200]),
 }
 
@@ -128,6 +128,32 @@ def test_a_head_that_begins_behind_a_large_body_is_counted_from_its_own_start(po
         while len(statuses(said)) < 2 and (more := client.recv(65536)):
             said += more
     assert statuses(said) == [200, 200]
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_large_head_is_refused_after_what_is_owed(before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MOST_HEAD_BYTES", 1000)
+    head = request(GOOD, b"x-a: " + b"a" * 2000)[:1800]
+    with live(make_app()) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as client:
+        client.sendall(request() * before + head[:100])
+        time.sleep(0.05)
+        client.sendall(head[100:])
+        said = b"".join(iter(lambda: client.recv(65536), b""))
+    assert statuses(said) == [200] * before + [431]
+
+
+@pytest.mark.parametrize("start", [20, 200], ids=["head", "body"])
+def test_bytes_that_drip_win_no_time(start: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_S", 0.5)
+    monkeypatch.setattr(connection, "BODY_S", 0.5)
+    whole = request(b'{"inputs": "' + b"a" * 2000 + b'"}', b"x-a: " + b"b" * 40)
+    with live(make_app()) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as client:
+        client.sendall(whole[:start])
+        for at in range(start, start + 60):  # three seconds
+            if select.select([client], [], [], 0.05)[0]:
+                break
+            client.sendall(whole[at : at + 1])
+        assert statuses(client.recv(65536)) == [408]
 
 
 def test_clients_that_send_a_byte_now_and_then_are_closed_and_harm_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +20,10 @@ HEADS, WIDTH = 2, 8
 PARTS = ["q", "k", "v"]
 
 
-def layer(*, position_bias: bool = False, bias: bool = True, shared: bool = False, integer: bool = False) -> ir.Model:
+def layer(
+    *, position_bias: bool = False, bias: bool = True, shared: bool = False, integer: bool = False,
+    parts: Sequence[str] = PARTS, widths: Sequence[int] = (WIDTH,) * 3,
+) -> ir.Model:  # fmt: skip
     """One attention after one product, with a second product after it."""
     random = np.random.default_rng(0)
     constants = {
@@ -27,12 +32,12 @@ def layer(*, position_bias: bool = False, bias: bool = True, shared: bool = Fals
         "out": random.normal(size=(WIDTH, WIDTH)).astype(np.float32),
         "out_bias": random.normal(size=WIDTH).astype(np.float32),
         "positions": random.normal(size=(1, HEADS, 1, 1)).astype(np.float32),
-        "widths": np.array([WIDTH] * 3),
+        "widths": np.array(widths),
     }
     inputs = [*PARTS, "qkv_bias" if bias else "", "mask", "positions" if position_bias else ""]
     nodes = [
         *product("x", "qkv", "merged", integer, constants),
-        helper.make_node("Split", ["merged", "widths"], PARTS, "split", axis=-1),
+        helper.make_node("Split", ["merged", "widths"], parts, "split", axis=-1),
         helper.make_node("MultiHeadAttention", inputs, ["y"], "attention", domain=CONTRIB, num_heads=HEADS),
         *product("y", "out", "projected", integer, constants),
         helper.make_node("Add", ["out_bias", "projected"], ["biased"], "bias"),
@@ -105,9 +110,17 @@ def test_packing_and_unpacking_change_no_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "kept", [{"position_bias": True}, {"bias": False}, {"shared": True}], ids=["position bias", "no bias", "shared"]
+    "kept",
+    [
+        {"position_bias": True},
+        {"bias": False},
+        {"shared": True},
+        {"parts": PARTS[::-1]},
+        {"widths": (WIDTH // 2, WIDTH // 2, 2 * WIDTH)},
+    ],
+    ids=["position bias", "no bias", "shared", "another order", "other widths"],
 )
-def test_what_the_packed_operator_cannot_express_is_left(kept: dict[str, bool]) -> None:
+def test_what_the_packed_operator_cannot_express_is_left(kept: dict[str, Any]) -> None:
     model = layer(**kept)
     pack(model)
     assert operators(model) == operators(layer(**kept))

@@ -163,7 +163,25 @@ def test_reloads_during_a_reload_are_one_more_since_the_folder_may_have_changed(
             site.reload()
             await asyncio.sleep(0.01)
         gate.set()
+        while 'hasten_reloads_total{outcome="done"} 2.0' not in (await site.client.get("/metrics")).text:
+            await asyncio.sleep(0.005)
         await asyncio.sleep(0.05)
 
     on_site(script, FakeRuntime(), again)
     assert calls == [1, 1]
+
+
+def test_after_a_reload_the_old_one_is_let_go_of() -> None:
+    def working() -> int:
+        return sum(thread.name.startswith("hasten-worker") for thread in threading.enumerate())
+
+    before = working()
+
+    async def script(site: Site) -> None:
+        await site.ask("x")
+        await site.reloaded("done")
+        await site.ask("x")
+        while working() > before + 1:  # a hang fails
+            await asyncio.sleep(0.005)
+
+    on_site(script, FakeRuntime(), lambda: loaded(FakeRuntime(), NEW))

@@ -161,6 +161,14 @@ def test_undecided_tells_what_would_decide() -> None:
         assert f"about {row.needed['retention']:,} labelled test rows" in text
 
 
+@pytest.mark.parametrize(("retain", "leaning"), [(0.994, "looks as if it meets"), (0.997, "comes near")])
+def test_undecided_says_to_which_side_it_leans(retain: float, leaning: str) -> None:
+    report = compare(a_family(rows=940), a_run(budget=Budget(speedup=2, retain=retain)))
+    assert report.verdict == "undecided"
+    said = f"{report.chosen} {leaning} the budget, but these measurements cannot prove it: "
+    assert words.headline(report).startswith(said)
+
+
 def test_a_baseline_that_meets_the_budget_is_reported_as_it_is() -> None:
     report = compare([a_measurement()], a_run(budget=Budget(p99_ms=90), chosen="torch-fp32"))
 

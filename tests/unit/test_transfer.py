@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from conftest import WORDS, labelled_rows
+from hasten import transfer
 from hasten.checkpoint import import_checkpoint
 from hasten.errors import UsageError
 from hasten.transfer import (
@@ -95,6 +96,20 @@ def test_what_nearly_equals_a_held_out_text_is_left_out_and_counted() -> None:
     assert found.counts["guarded"] == 1
     assert nearly_equal_rows([*near, *far], [held], 0.9) == {0, 1, 2}
     assert nearly_equal_rows([*near, *far], [], 0.9) == set()
+
+
+def test_the_similarity_is_the_one_that_was_asked_for_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "BLOCK_TEXTS", 2)
+    texts = ["zzz", "yyy", "qqq", "abcdefghix"]
+    assert nearly_equal_rows(texts, ["abcdefghij"], 0.89) == {3}
+    assert nearly_equal_rows(texts, ["abcdefghij"], 0.91) == set()
+
+
+def test_new_texts_keep_away_from_what_is_held_out() -> None:
+    held = list(made(TransferOptions(augment=3)).texts[::10])
+    kept = made(TransferOptions(augment=3), guarded=held)
+    assert kept.counts["guarded"] >= len(held)
+    assert not nearly_equal_rows(list(kept.texts), held, TransferOptions().nearly_equal)
 
 
 @given(st.text(min_size=3, max_size=40), st.text(max_size=40))
