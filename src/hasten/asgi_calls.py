@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from time import perf_counter
 from typing import Any, TypeVar, cast
 
 from starlette.requests import ClientDisconnect
 
-from hasten.asked import too_large
-from hasten.calls import READ_S, Call, Reply
+from hasten.asked import ended_by_the_server, too_large
+from hasten.calls import ENDED, READ_S, Call, Reply
 
 T = TypeVar("T")
 Message = MutableMapping[str, Any]
@@ -20,12 +20,12 @@ Receive = Callable[[], Awaitable[Message]]
 class AsgiCall(Call):
     """A request of which ASGI has told the head."""
 
-    __slots__ = ("_receive",)
+    __slots__ = ("_receive", "_state")
 
     def __init__(self, scope: Message, receive: Receive) -> None:
         """Takes ASGI's scope and its `receive`; without a connection that tells, the request was read now."""
-        read_s = scope.get("state", {}).get(READ_S) or perf_counter()
-        super().__init__(scope["headers"], read_s, scope.get("path_params", {}))
+        self._state: Mapping[str, Any] = scope.get("state", {})
+        super().__init__(scope["headers"], self._state.get(READ_S) or perf_counter(), scope.get("path_params", {}))
         self._receive = receive
 
     async def body(self, most: int) -> bytes:
@@ -34,7 +34,7 @@ class AsgiCall(Call):
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise ClientDisconnect
+                raise ended_by_the_server(self._state[ENDED]) if ENDED in self._state else ClientDisconnect
             body += message.get("body", b"")
             if len(body) > most:
                 raise too_large(most)

@@ -33,6 +33,11 @@ def too_large(most: int) -> RequestError:
     return RequestError(413, "validation", f"the body is above {most} bytes", {"connection": "close"})
 
 
+def ended_by_the_server(status: int) -> RequestError:
+    """What a request comes to whose connection the server ended with a status before the body was there."""
+    return RequestError(int(status), "validation", "the body did not come as it should; the connection was ended")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """One request.

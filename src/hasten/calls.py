@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
-READ_S, SHORT_WAY = "hasten_read_s", "hasten_short_way"  # in ASGI's state
+READ_S, SHORT_WAY, ENDED = "hasten_read_s", "hasten_short_way", "hasten_ended"  # in ASGI's state
 
 
 class Call(ABC):

@@ -22,15 +22,15 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from hasten.asked import too_large
-from hasten.calls import READ_S, SHORT_WAY, Call, RawHeaders, Reply, ShortWay
+from hasten.asked import ended_by_the_server, too_large
+from hasten.calls import ENDED, READ_S, SHORT_WAY, Call, RawHeaders, Reply, ShortWay
 
 T = TypeVar("T")
 
 UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 MOST_HEAD_BYTES = 64 * 1024
 MOST_FRAMING_BYTES = 2 * 1024**2  # of a body: what is not its content, such as sizes of chunks and trailers
-HEAD_S, BODY_S = 10.0, 30.0
+HEAD_S, BODY_S, REPLY_S = 10.0, 30.0, 30.0
 ROUND = "hasten_round"
 FAILED = Reply(
     status=500, body=b'{"error":"the server failed; its log tells why","error_type":"backend"}',
@@ -66,13 +66,15 @@ class DirectCall(Call):
         response_started: Whether a reply was sent.
         response_complete: The same: all of it is handed to the transport at once.
         disconnected: Whether the client left before.
+        ended: The status with which the server ended the request before its body was there; None if it did not.
         message_event: Shared, and waited for by nobody; uvicorn sets it when a client leaves.
         content: What has come of the body.
         task: What answers, once the body is there.
     """
 
     __slots__ = (
-        "answer", "content", "disconnected", "keep_alive", "most_body", "response_complete", "response_started", "task"
+        "answer", "content", "disconnected", "ended", "keep_alive", "most_body", "response_complete",
+        "response_started", "task",
     )  # fmt: skip
     message_event = asyncio.Event()
 
@@ -85,10 +87,13 @@ class DirectCall(Call):
         self.answer, self.most_body, self.keep_alive = answer, most_body, keep_alive
         self.response_started = self.response_complete = self.disconnected = False
         self.content = bytearray()
+        self.ended: HTTPStatus | None = None
         self.task: asyncio.Task[None] | None = None
 
     async def body(self, most: int) -> bytes:
         """As `Call.body`; it is there, or will not come any more."""
+        if self.ended is not None:
+            raise ended_by_the_server(self.ended)
         if self.disconnected:
             raise ClientDisconnect
         if len(self.content) > most:
@@ -119,7 +124,7 @@ class Connection(HttpToolsProtocol):
     """A connection that answers what is asked most itself.
 
     It is closed with 431 where a head, or what a body has beside its content, is too large, with 408 where head or body
-    take too long.
+    take too long, and without a word where a client takes too long to read.
     """
 
     cycle: Any  # uvicorn's, a `DirectCall`, or None before the first request
@@ -129,23 +134,52 @@ class Connection(HttpToolsProtocol):
         """Waits for the first head."""
         super().connection_made(transport)
         self._head_bytes: int | None = 0  # None between a head and the next request
-        self._in_body = self._refused = self._ended_here = False
+        self._in_body = self._refused = False
+        self._unread: asyncio.TimerHandle | None = None  # until a client must have read what was written
         self._framing_bytes = 0  # of the body that comes
         self._owed = 0  # replies to requests whose head was taken
         self._last_words: bytes | None = None  # sent after the replies that are owed, before the connection is closed
         self._round: Round = self.app_state.setdefault(ROUND, Round(self.loop))  # one for all connections of a server
         self._short_way: ShortWay | None = self.app_state.get(SHORT_WAY)
-        self._late = self.loop.call_later(HEAD_S, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
+        self._late = self.loop.call_later(HEAD_S, self._time_out, HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Waits no more."""
         self._late.cancel()
+        self.resume_writing()
         super().connection_lost(exc)
         if isinstance(call := self.cycle, DirectCall) and call.disconnected:
             if call.task is not None:
                 call.task.cancel()
-            elif not self._ended_here:
+            else:
                 self._answer(call)  # counts it
+
+    def pause_writing(self) -> None:
+        """A client does not read its replies."""
+        super().pause_writing()
+        self._give_up_soon()
+
+    def resume_writing(self) -> None:
+        """It does again, or has gone."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """No further request came."""
+        super().timeout_keep_alive_handler()
+        self._give_up_soon()
+
+    def shutdown(self) -> None:
+        """The server ends."""
+        super().shutdown()
+        self._give_up_soon()
+
+    def _give_up_soon(self) -> None:
+        """Sees to it that what is not read does not keep a connection open for ever."""
+        if self._unread is None and self.transport.get_write_buffer_size():
+            self._unread = self.loop.call_later(REPLY_S, self.transport.abort)
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -155,7 +189,7 @@ class Connection(HttpToolsProtocol):
         self.scope["state"] = self.app_state | {READ_S: self._read_s}
         if self._head_bytes is None:
             self._head_bytes = 0
-            self._late = self.loop.call_later(HEAD_S, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
+            self._late = self.loop.call_later(HEAD_S, self._time_out, HEAD_S)
 
     def on_headers_complete(self) -> None:
         """A head is there."""
@@ -170,6 +204,8 @@ class Connection(HttpToolsProtocol):
         if not self._refused and not self._goes_the_short_way():
             super().on_headers_complete()
             self._owed += 1
+            if self.expect_100_continue:  # the reply may come before the body, which then comes or does not
+                self.cycle.keep_alive = False
         self._in_body = True
 
     def on_body(self, body: bytes) -> None:
@@ -207,7 +243,7 @@ class Connection(HttpToolsProtocol):
         if (self._head_bytes or 0) > MOST_HEAD_BYTES or (self._in_body and self._framing_bytes > MOST_FRAMING_BYTES):
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         elif self._in_body and self._late.cancelled() and not self.transport.is_closing():
-            self._late = self.loop.call_later(BODY_S, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
+            self._late = self.loop.call_later(BODY_S, self._time_out, BODY_S)
         elif self._rests() and self.timeout_keep_alive_task is None:
             self._rest()  # a line's end between two requests begins none
 
@@ -278,6 +314,15 @@ class Connection(HttpToolsProtocol):
         if self._last_words is not None and not self._owed and not self.transport.is_closing():
             self.transport.write(self._last_words)
             self.transport.close()
+        if self.transport.is_closing():
+            self._give_up_soon()
+
+    def _time_out(self, after_s: float) -> None:
+        """A head or a body takes too long, unless it was the server that stopped reading."""
+        if self.flow.read_paused:
+            self._late = self.loop.call_later(after_s, self._time_out, after_s)
+        else:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
 
     def send_400_response(self, msg: str) -> None:
         """Ends the connection where what came is not HTTP."""
@@ -299,7 +344,11 @@ class Connection(HttpToolsProtocol):
         if self._owed > taken:
             self._last_words = words
             return
-        self._ended_here = True
+        if taken and isinstance(call := self.cycle, DirectCall):
+            call.ended = status
+        elif taken:
+            self.scope["state"][ENDED] = status
         if not replied:
             self.transport.write(words)
         self.transport.close()
+        self._give_up_soon()

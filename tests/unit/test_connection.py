@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from time import perf_counter
 from typing import Any, cast
 
@@ -188,6 +188,42 @@ def test_a_body_that_takes_too_long_is_refused_after_the_reply_that_is_owed(monk
     assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"200", b"408"]
 
 
+def test_a_body_that_the_server_did_not_read_yet_does_not_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "BODY_S", 0.3)
+    runtime, second = GatedRuntime(), request("second")
+    with live(make_app(runtime)) as url, connected(url) as client:
+        client.sendall(request("first") + second[:-3])
+        assert runtime.entered.wait(5)
+        client.sendall(second[-3:])
+        time.sleep(0.8)
+        runtime.gate.set()
+        assert re.findall(rb"HTTP/1.1 (\d+)", told(client, 2)) == [b"200", b"200"]
+
+
+def test_a_reply_before_an_expected_body_ends_the_connection_through_asgi_too() -> None:
+    with live(make_app()) as url, connected(url) as client:
+        client.sendall(b"POST /v2/models/other/infer HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n"
+                       b"content-length: 5\r\nx-hasten-deadline-ms: none\r\n\r\n")  # fmt: skip
+        said = b"".join(iter(lambda: client.recv(65536), b""))
+    assert said.startswith(b"HTTP/1.1 422 ")
+    assert LAST.search(said)
+
+
+def test_a_client_that_does_not_read_is_left_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "REPLY_S", 0.3)
+    asked, length = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n", 0
+    with live(make_app()) as url, connected(url) as client:
+        with suppress(ConnectionError):
+            for _ in range(1000):
+                client.sendall(asked)
+        time.sleep(1)
+        with suppress(ConnectionError):
+            while more := client.recv(65536):
+                length += len(more)
+        whole = len(httpx.get(f"{url}/openapi.json", timeout=10).content)
+    assert 0 < length < 1000 * whole
+
+
 def test_trailers_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "MOST_FRAMING_BYTES", 1000)
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -200,16 +236,18 @@ def test_trailers_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyP
                 time.sleep(0.001)
 
 
-def test_what_the_server_ends_is_no_client_that_left() -> None:
+@pytest.mark.parametrize("path", [b"/predict", b"/v2/models/onnx-fp32/infer"])
+def test_what_the_server_ends_is_no_client_that_left(path: bytes) -> None:
     with live(make_app()) as url:
         with connected(url) as client:
-            client.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{")
+            client.sendall(b"POST " + path + b" HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{")
             time.sleep(0.05)
             client.sendall(b'"inp\r\nzz\r\n')
             assert b" 400 " in client.recv(1000)
             assert client.recv(1000) == b""
         time.sleep(0.05)
         told = httpx.get(f"{url}/metrics", timeout=10).text
+        assert 'hasten_requests_total{status="400"} 1.0' in told
         assert 'status="499"' not in told
         assert "hasten_clients_gone_total 0.0" in told
 
