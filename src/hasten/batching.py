@@ -28,6 +28,7 @@ Row = TypeVar("Row")
 
 
 LEAST_WATCH_S = 1e-3  # between two looks at who waited too long
+PROBE_EVERY, PROBE_SHARE = 20, 0.1  # of what an idle batcher would refuse; of the predicted time that must be left
 FIRST_DEVIATION_S = 5e-4
 
 
@@ -95,7 +96,7 @@ class Batcher(Generic[Item, Row]):
             limits: Bounds of a batch and of the queue.
             workers: Batches computed at the same time, at least 1; above 1, `compute` must be thread-safe.
             costs: What batches take; learns from those that are computed. None knows nothing.
-            prepare: Called once in each worker thread before it computes; must not raise.
+            prepare: Called once in each worker thread before it computes; may raise where `open` asks for it.
         """
         self._compute = compute
         self._limits = limits
@@ -108,9 +109,14 @@ class Batcher(Generic[Item, Row]):
         self._costs = costs or NoCosts()
         self._lateness_s = Spread(mean=0.0, deviation=FIRST_DEVIATION_S)  # of answers, against their prediction
         self._own_s = Spread(mean=0.0, deviation=FIRST_DEVIATION_S)  # of rows that are submitted together
+        self._refused_idle = 0  # since one was computed all the same
         self._closing = False
         self._watch: asyncio.TimerHandle | None = None  # until the earliest deadline of those who wait
         self._watched_s = NEVER
+
+    async def open(self) -> None:
+        """Starts the worker threads and waits until each is prepared; raises what that raised."""
+        await self._pool.open()
 
     @property
     def closing(self) -> bool:
@@ -165,7 +171,7 @@ class Batcher(Generic[Item, Row]):
         self._require_in_time(self.queued_s() + own_s, deadline_s - perf_counter())
 
     def _require_in_time(self, ahead_s: float, left_s: float) -> None:
-        late_s = ahead_s + max(0.0, self._lateness_s.bound) - left_s
+        late_s = self._late_s(ahead_s, left_s)
         if late_s > 0:
             # What was learnt must not close the door for ever; what was hopeless from the start says nothing of it.
             promising = self._costs.at_start(ahead_s) + self._lateness_s.first_bound <= left_s
@@ -176,6 +182,19 @@ class Batcher(Generic[Item, Row]):
                 f"the answer would come {1000 * late_s:.1f} ms after its deadline; try again later", reason="late",
                 retry_after_s=late_s,
             )  # fmt: skip
+
+    def _late_s(self, ahead_s: float, left_s: float) -> float:
+        return ahead_s + max(0.0, self._lateness_s.bound) - left_s
+
+    def _probes(self, ahead_s: float, left_s: float) -> bool:
+        """Whether to compute what is predicted to be late, to learn if it is true: now and then, while idle.
+
+        The machine may have been busy when the costs were measured; where all is refused, nothing would correct them.
+        """
+        if self._running or self._alive() or self._late_s(ahead_s, left_s) <= 0 or left_s < PROBE_SHARE * ahead_s:
+            return False
+        self._refused_idle = (self._refused_idle + 1) % PROBE_EVERY
+        return self._refused_idle == 0
 
     async def submit(self, item: Item, cost_tokens: int, deadline_s: float = NEVER) -> Answer[Row]:
         """Computes one item, as `submit_all` does several; cancel the call to take it out of the queue."""
@@ -229,9 +248,12 @@ class Batcher(Generic[Item, Row]):
         each_s = [self._costs.seconds(1, tokens) for tokens in costs_tokens]
         own_s = max(max(each_s, default=0.0), sum(each_s) / self._workers)
         ahead_s = self.queued_s() + own_s
-        self._own_s.observe(own_s)
         if deadline_s < NEVER:
-            self._require_in_time(ahead_s, deadline_s - now_s)
+            self._own_s.observe(own_s)
+            if self._probes(ahead_s, deadline_s - now_s):
+                deadline_s = NEVER
+            else:
+                self._require_in_time(ahead_s, deadline_s - now_s)
         admitted: list[_Waiter[Item, Row]] = [
             _Waiter(
                 item=item,

@@ -129,6 +129,7 @@ class Connection(HttpToolsProtocol):
 
     cycle: Any  # uvicorn's, a `DirectCall`, or None before the first request
     parser: Any
+    scope: Any
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Waits for the first head."""

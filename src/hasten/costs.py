@@ -22,6 +22,7 @@ from hasten.tokenization import Encoding
 SHAPES_TOKENS = (8, 32, 128, 512)
 RUNS, SHAPE_BUDGET_S = 5, 0.25
 LEAST_SPREAD = 0.05
+WARM_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,18 +117,24 @@ def measure_costs(runtime: Runtime, *, max_tokens: int, max_batch: int, max_padd
     return CostModel(samples)
 
 
-def warm_every_length(runtime: Runtime, *, max_tokens: int) -> None:
-    """Runs a text of each length, for a runtime that compiles what it has not seen.
+def warm_every_length(runtime: Runtime, *, max_tokens: int) -> int:
+    """Runs a text of each length, for a runtime that compiles what it has not seen; for a minute at most.
 
     Args:
         runtime: What to run.
         max_tokens: Longest input.
+
+    Returns:
+        The longest that was run.
     """
+    began, longest = perf_counter(), 0
     for words in range(1, max_tokens + 1):
         row = runtime.encode([" ".join(["a"] * words)])
         runtime.infer(row)
-        if len(row[0]) >= max_tokens:
+        longest = len(row[0])
+        if longest >= max_tokens or perf_counter() - began > WARM_S:
             break
+    return longest
 
 
 def _timed(runtime: Runtime, batch: list[Encoding]) -> list[Sample]:

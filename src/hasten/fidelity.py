@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from hasten.cores import available_cores
 from hasten.errors import ArtifactError, DataError, ParityError
 from hasten.golden import GOLDEN_TEXTS
 from hasten.invariance import batch_invariance
-from hasten.measurement import available_cores
 from hasten.runtime import Logits, Runtime, open_runtime, predict_logits
 from hasten.variant import Format, Variant
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten import intervals
+from hasten.cores import available_cores
 from hasten.errors import MeasurementError
 from hasten.files import read_document, write_atomically
 from hasten.intervals import Interval
@@ -341,19 +342,6 @@ def _cpuinfo() -> dict[str, str]:
     except OSError:
         return {}
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def available_cores() -> float:
-    """Cores this process may use: its affinity, cut by the cgroup's CPU quota."""
-    import psutil
-
-    process = psutil.Process()
-    affinity = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return affinity
-    return affinity if quota == "max" else min(affinity, int(quota) / int(period))
 
 
 def library_versions(names: tuple[str, ...]) -> dict[str, str]:

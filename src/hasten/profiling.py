@@ -22,9 +22,10 @@ import msgspec
 import numpy as np
 
 from hasten.breakdown import breakdown
+from hasten.cores import available_cores
 from hasten.errors import DataError, MeasurementError, UsageError
 from hasten.intervals import TURN
-from hasten.measurement import SCHEMA, Latency, Measurement, Quality, Scenario, available_cores, this_host
+from hasten.measurement import SCHEMA, Latency, Measurement, Quality, Scenario, this_host
 from hasten.profiling_worker import Reply, Request
 from hasten.variant import Variant
 from hasten.workload import Workload, random_rows

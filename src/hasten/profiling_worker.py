@@ -6,10 +6,11 @@ Each variant has a process of its own, so that neither the thread pools nor the 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,26 +61,39 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-def classify(runtime: Runtime, request: Request) -> Reply:
+def classify(runtime: Runtime, request: Request, met: set[int]) -> Reply:
     """Classifies texts and times each from text to scores; each client sends one at a time.
 
     Args:
         runtime: What to run; with several clients it is called from as many threads.
         request: The texts and the clients.
+        met: Lengths in tokens that the calling thread has run; grows.
 
     Returns:
         Answers and timings; those of several clients one client after another.
     """
-    for text in request.texts[: request.warmup]:
-        runtime.infer(runtime.encode([text]))
-    began = time.perf_counter()
-    shares = [request.texts[client :: request.clients] for client in range(request.clients)]
+    bounds = [len(request.texts) * client // request.clients for client in range(request.clients + 1)]
+    shares = [request.texts[start:end] for start, end in pairwise(bounds)]
+    began = list[float]()
+    ready = threading.Barrier(request.clients, action=lambda: began.append(time.perf_counter()))
+
+    def client(texts: Sequence[str]) -> Reply:
+        try:
+            warm_up(runtime, texts, request.warmup, met if request.clients == 1 else set())
+            ready.wait()
+        except threading.BrokenBarrierError:
+            return Reply()  # another failed, and tells why
+        except BaseException:
+            ready.abort()
+            raise
+        return _one_client(runtime, texts)
+
     if request.clients == 1:
-        replies = [_one_client(runtime, shares[0])]
+        replies = [client(shares[0])]
     else:
         with ThreadPoolExecutor(request.clients) as pool:
-            replies = list(pool.map(partial(_one_client, runtime), shares))
-    elapsed_s = time.perf_counter() - began
+            replies = list(pool.map(client, shares))
+    elapsed_s = time.perf_counter() - began[0]
     return Reply(
         predictions=[p for r in replies for p in r.predictions],
         confidences=[c for r in replies for c in r.confidences],
@@ -89,18 +103,23 @@ def classify(runtime: Runtime, request: Request) -> Reply:
     )  # fmt: skip
 
 
-def meet_lengths(runtime: Runtime, texts: Sequence[str], met: set[int]) -> None:
-    """Runs a text of each length that was not met before, for a runtime that compiles each; a server does at its start.
+def warm_up(runtime: Runtime, texts: Sequence[str], warmup: int, met: set[int]) -> None:
+    """Runs a text of each length for a runtime that compiles each, as a server does at its start, then the first texts.
+
+    In the calling thread, for which a runtime may keep what it compiled, or a session.
 
     Args:
         runtime: What to run.
         texts: Texts that are about to be timed.
-        met: Lengths in tokens that have been run; grows.
+        warmup: How many of them to run in any case.
+        met: Lengths in tokens that this thread has run; grows.
     """
-    for encoding in runtime.encode(texts):
+    for encoding in runtime.encode(texts) if runtime.compiles_shapes else ():
         if len(encoding) not in met:
             runtime.infer([encoding])
             met.add(len(encoding))
+    for text in texts[:warmup]:
+        runtime.infer(runtime.encode([text]))
 
 
 def _one_client(runtime: Runtime, texts: Sequence[str]) -> Reply:
@@ -132,7 +151,9 @@ def peak_memory_bytes() -> int:
     """
     status = Path("/proc/self/status")
     if status.is_file():
-        return 1024 * next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM:"))
+        return 1024 * next(
+            int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")
+        )
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -162,10 +183,7 @@ def work(folder: Path, threads: int, workers: int, commands: BinaryIO, answers: 
     answer(Reply(peak_memory_bytes=peak_memory_bytes()))
     met = set[int]()
     for line in commands:
-        request = msgspec.json.decode(line, type=Request)
-        if runtime.compiles_shapes:
-            meet_lengths(runtime, request.texts, met)
-        answer(classify(runtime, request))
+        answer(classify(runtime, msgspec.json.decode(line, type=Request), met))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ and from the text alone: use it to test anything that needs a runtime. Non-goals
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,11 +84,14 @@ class FakeRuntime:
 
 
 class OnnxRuntime:
-    """A variant's `model.onnx` in onnxruntime on the CPU."""
+    """A variant's `model.onnx` in onnxruntime on the CPU.
+
+    Where several inferences of several threads each shall run at the same time, each thread that calls has a session.
+    """
 
     compiles_shapes = False
 
-    def __init__(self, variant: Variant, *, threads: int, profile_prefix: Path | None = None) -> None:
+    def __init__(self, variant: Variant, *, threads: int, workers: int = 1, profile_prefix: Path | None = None) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -97,11 +102,14 @@ class OnnxRuntime:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_prefix)
         path = variant.path / "model.onnx"
+        self._open = partial(ort.InferenceSession, str(path), options, providers=["CPUExecutionProvider"])
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = self._open()
         except Exception as error:  # onnxruntime's errors share no public base
             raise ArtifactError(f"{path}: onnxruntime cannot load it: {error}") from error
         self._inputs = [node.name for node in self._session.get_inputs()]
+        # A session's threads serve all that call it, so several inferences of several threads need one each.
+        self._apart = threading.local() if threads > 1 and workers > 1 else None
         self._encode = TextEncoder(variant)
         self._pad_id = pad_token_id(variant)
         self.labels = variant.labels
@@ -112,7 +120,14 @@ class OnnxRuntime:
 
     def infer(self, encodings: Sequence[Encoding]) -> Logits:
         """Runs one padded batch; see `Runtime.infer`."""
-        return np.asarray(self._session.run(["logits"], self.feed(encodings))[0], dtype=np.float32)
+        return np.asarray(self._mine().run(["logits"], self.feed(encodings))[0], dtype=np.float32)
+
+    def _mine(self) -> Any:
+        if self._apart is None:
+            return self._session
+        if not hasattr(self._apart, "session"):
+            self._apart.session = self._open()
+        return self._apart.session
 
     def feed(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
         """The graph's inputs for one padded batch, by name; each of shape [batch, tokens]."""
@@ -147,7 +162,7 @@ def open_runtime(variant: Variant, *, threads: int = 1, workers: int = 1) -> Run
         from hasten.openvino_runtime import OpenVinoRuntime
 
         return OpenVinoRuntime(variant, threads=threads, workers=workers)
-    return OnnxRuntime(variant, threads=threads)
+    return OnnxRuntime(variant, threads=threads, workers=workers)
 
 
 def predict_logits(runtime: Runtime, texts: Sequence[str], *, batch: int = 1) -> Logits:

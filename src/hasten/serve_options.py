@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hasten.cores import available_cores
 from hasten.errors import UsageError
-from hasten.measurement import available_cores, this_host
+from hasten.measurement import this_host
 from hasten.variant import ThreadPlan
 
 

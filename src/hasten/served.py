@@ -142,18 +142,28 @@ class Served:
         """Warms up, measures what an inference costs, and opens the queue."""
         costs = await aside(self._warm_up)
         self.batcher = Batcher(
-            self._compute, self._limits, workers=self.loaded.workers, costs=costs, prepare=yield_to_the_loop
+            self._compute, self._limits, workers=self.loaded.workers, costs=costs, prepare=self._prepare
         )
+        await self.batcher.open()
 
     def _warm_up(self) -> CostModel:
-        limits, runtime = self._limits, self.loaded.runtime
-        if runtime.compiles_shapes:
-            _log.info("%s: compiling each length up to %d tokens", self.loaded.name, self.loaded.max_tokens)
-            warm_every_length(runtime, max_tokens=self.loaded.max_tokens)
+        limits = self._limits
         return measure_costs(
-            runtime, max_tokens=self.loaded.max_tokens, max_batch=limits.max_batch,
+            self.loaded.runtime, max_tokens=self.loaded.max_tokens, max_batch=limits.max_batch,
             max_padded_tokens=limits.max_padded_tokens,
         )  # fmt: skip
+
+    def _prepare(self) -> None:
+        """Readies a thread that will infer; what is compiled, and a session of its own, a runtime keeps for each."""
+        yield_to_the_loop()
+        loaded = self.loaded
+        if loaded.runtime.compiles_shapes:
+            _log.info("%s: compiling each length up to %d tokens", loaded.name, loaded.max_tokens)
+            longest = warm_every_length(loaded.runtime, max_tokens=loaded.max_tokens)
+            if longest < loaded.max_tokens:
+                _log.warning("%s: texts above %d tokens are compiled when they come", loaded.name, longest)
+        elif loaded.workers > 1:
+            loaded.runtime.infer(loaded.runtime.encode(["a"]))
 
     async def close(self) -> None:
         """Finishes what was admitted; admits no more."""

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import numpy as np
 
+from hasten.cores import available_cores
 from hasten.errors import DataError
 from hasten.files import write_atomically
-from hasten.measurement import available_cores, this_host
+from hasten.measurement import this_host
 from hasten.profiling import Worker
 from hasten.variant import MANIFEST, PlanRow, ThreadPlan, Variant
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.checkpoint import import_checkpoint
+from hasten.cores import available_cores
 from hasten.errors import DataError, UsageError
-from hasten.measurement import available_cores, this_host
+from hasten.measurement import this_host
 from hasten.onnx_export import export
 from hasten.profiling import Worker
+from hasten.runtime import Logits, OnnxRuntime, open_runtime
 from hasten.serve_options import ServeOptions
 from hasten.thread_plan import layouts, measure_plan, record_plan
 from hasten.variant import PlanRow, ThreadPlan, open_variant
@@ -84,6 +90,33 @@ def test_a_plan_is_measured_and_kept_in_the_folder(checkpoint: Callable[[str], P
     again = open_variant(variant.path)
     assert again.manifest.plan == measured
     assert again.digest == variant.digest
+
+
+@pytest.mark.parametrize(("threads", "workers", "sessions"), [(1, 2, 1), (2, 1, 1), (2, 2, 3)])
+def test_inferences_of_several_threads_at_the_same_time_share_no_threads(
+    threads: int, workers: int, sessions: int, checkpoint: Callable[[str], Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    opened, session = list[int](), ort.InferenceSession
+
+    def noted(*arguments: Any, **named: Any) -> Any:
+        opened.append(1)
+        return session(*arguments, **named)
+
+    variant = export(import_checkpoint(str(checkpoint("bert")), tmp_path / "torch-fp32"), tmp_path / "onnx-fp32")
+    monkeypatch.setattr(ort, "InferenceSession", noted)
+    runtime, together = open_runtime(variant, threads=threads, workers=workers), Barrier(2)
+
+    def asks(text: str) -> Logits:
+        together.wait(10)
+        return np.concatenate([runtime.infer(runtime.encode([text])) for _ in range(3)])
+
+    with ThreadPoolExecutor(2) as pool:
+        found = [*pool.map(asks, ["the food was great", "awful room"])]
+    assert len(opened) == sessions
+    alone = OnnxRuntime(variant, threads=threads)
+    for logits, text in zip(found, ["the food was great", "awful room"], strict=True):
+        np.testing.assert_allclose(logits, np.repeat(alone.infer(alone.encode([text])), 3, axis=0), atol=1e-6)
 
 
 def test_a_variants_memory_is_not_that_of_who_measures_it(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_batching import LENGTHS, LIMITS, WIDE, Gate, run
 
 from hasten.batch_choice import GAIN, NEVER, Limits, take_batch
-from hasten.batching import Batcher
+from hasten.batching import PROBE_EVERY, Batcher
 from hasten.errors import OverloadedError
 
 
@@ -264,7 +264,8 @@ def test_where_others_wait_a_request_needs_what_requests_lately_needed() -> None
         gate = Gate(open_=True)
         batcher = Batcher(gate, Limits(max_batch=1, max_padded_tokens=100, max_queue=8), costs=Linear(token_s=0.01))
         for _ in range(200):
-            await batcher.submit("a", 10)
+            await batcher.submit("a", 10, perf_counter() + 60)
+            await batcher.submit("without a deadline", 90)  # never refused, so nothing to guess by
         gate.opened.clear()
         gate.entered.clear()
         running = asyncio.create_task(batcher.submit("running", 10))
@@ -347,3 +348,31 @@ def test_the_batcher_learns_from_every_inference() -> None:
     run(script())
     assert [shape[:2] for shape in seen] == [(1, 7), (3, 3)]
     assert seen[0][2] >= 0.05
+
+
+def test_an_idle_batcher_now_and_then_tries_what_it_believes_to_be_late() -> None:
+    """Else costs that were measured beside other work would refuse everything for ever."""
+    seen = list[int]()
+
+    class Wrong(Linear):
+        def observe(self, rows: int, tokens: int, seconds: float, /) -> None:
+            seen.append(tokens)
+
+    async def script() -> None:
+        gate = Gate()
+        gate.opened.set()
+        batcher = Batcher(gate, WIDE, costs=Wrong(token_s=0.1))
+        outcomes = list[str]()
+        for _ in range(2 * PROBE_EVERY):
+            try:
+                outcomes.append((await batcher.submit("x", 1, perf_counter() + 0.05)).row)
+            except OverloadedError as error:
+                outcomes.append(error.reason)
+        assert outcomes == [*["late"] * (PROBE_EVERY - 1), "X"] * 2
+        for _ in range(2 * PROBE_EVERY):  # what could not be in time by far is not tried
+            with pytest.raises(OverloadedError, match="after its deadline"):
+                await batcher.submit("x", 1, perf_counter() + 0.005)
+        await batcher.close()
+
+    run(script())
+    assert seen == [1, 1]

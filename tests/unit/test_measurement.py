@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from hasten import intervals
+from hasten.cores import available_cores, cpu_quota
 from hasten.errors import MeasurementError
 from hasten.measurement import (
     Host,
@@ -17,7 +19,6 @@ from hasten.measurement import (
     Measurement,
     Quality,
     Scenario,
-    available_cores,
     library_versions,
     load_measurement,
     save_measurement,
@@ -162,11 +163,36 @@ def test_the_host_is_described() -> None:
     assert {"hasten", "numpy", "scipy"} <= set(host.versions)
 
 
-def test_a_cpu_quota_cuts_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda self, encoding: "50000 100000\n")
+@pytest.mark.parametrize(
+    ("groups", "quotas", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 0.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
+        ("0::/system.slice/a:b.service\n", {"system.slice/a:b.service/cpu.max": "200000 100000\n"}, 2.0),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/../../other\n", {"cpu.max": "50000 100000\n"}, 0.5),
+        ("4:cpu,cpuacct:/dock/x\n2:memory:/dock/x\n",
+         {"cpu,cpuacct/dock/x/cpu.cfs_quota_us": "50000\n", "cpu,cpuacct/dock/x/cpu.cfs_period_us": "20000\n"}, 2.5),
+        ("4:cpu:/docker/x\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ("4:cpu:/docker/x\n", {"cpu/cpu.cfs_quota_us": "30000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.3),
+        ("odd\n", {"cpu.max": "no number\n"}, math.inf),
+        ("", {}, math.inf),
+    ],
+)  # fmt: skip
+def test_a_cpu_quota_is_that_of_the_group_or_of_one_above(
+    groups: str, quotas: dict[str, str], cores: float, tmp_path: Path
+) -> None:
+    (tmp_path / "cgroup").write_text(groups)
+    for name, content in quotas.items():
+        (tmp_path / "mounted" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mounted" / name).write_text(content)
+    assert cpu_quota(tmp_path / "cgroup", tmp_path / "mounted") == cores
+
+
+def test_a_quota_cuts_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hasten.cores.cpu_quota", lambda *_: 0.5)
     assert available_cores() == 0.5
-    affinity = "max 100000\n"
-    monkeypatch.setattr(Path, "read_text", lambda self, encoding: affinity)
+    monkeypatch.setattr("hasten.cores.cpu_quota", lambda *_: math.inf)
     assert available_cores() >= 1
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ import pytest
 from hasten import profiling
 from hasten.errors import MeasurementError
 from hasten.profiling import ProfileOptions, Worker, time_only
-from hasten.profiling_worker import Reply, meet_lengths
+from hasten.profiling_worker import Reply, Request, classify, warm_up
 from hasten.runtime import FakeRuntime, Logits
 from hasten.tokenization import Encoding
 
@@ -51,9 +53,31 @@ def test_each_length_is_met_once_before_it_is_timed() -> None:
             lengths.extend(map(len, encodings))
             return FakeRuntime.infer(self, encodings)
 
-    meet_lengths(Watching(), ["aa", "b", "cc", "b"], met)
-    meet_lengths(Watching(), ["dd", "eee"], met)
-    assert lengths == [2, 1, 3]
+    compiling = Watching(compiles_shapes=True)
+    warm_up(compiling, ["aa", "b", "cc", "b"], 0, met)
+    warm_up(compiling, ["dd", "eee"], 1, met)
+    assert lengths == [2, 1, 3, 2]
+
+
+def test_clients_ask_at_the_same_time_each_its_share_in_order_from_a_thread_that_is_warm() -> None:
+    seen: dict[int, list[bytes]] = defaultdict(list)
+
+    class Watching(FakeRuntime):
+        def infer(self, encodings: Sequence[Encoding]) -> Logits:
+            seen[threading.get_ident()].append(bytes(encodings[0].ids))
+            return FakeRuntime.infer(self, encodings)
+
+    block = ["a", "b", "c", "d", "e"]
+    reply = classify(Watching(), Request(texts=block * 5, warmup=1, clients=5), set())
+    assert sorted(seen.values()) == [[b"a", b"a", b"b", b"c", b"d", b"e"]] * 5
+    assert len(reply.samples_ms) == 25
+    with pytest.raises(ZeroDivisionError):
+        classify(Failing(), Request(texts=["a", "bad"], warmup=1, clients=2), set())
+
+
+class Failing(FakeRuntime):
+    def infer(self, encodings: Sequence[Encoding]) -> Logits:
+        return FakeRuntime.infer(self, encodings) if len(encodings[0]) == 1 else 1 / 0  # pyright: ignore
 
 
 def test_a_process_that_was_killed_between_its_turns_is_named() -> None:

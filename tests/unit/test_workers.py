@@ -4,6 +4,8 @@ import asyncio
 import threading
 import time
 
+import pytest
+
 from hasten.workers import Workers
 
 
@@ -91,3 +93,26 @@ def test_a_result_is_not_kept_once_it_was_told() -> None:
         workers.close()
 
     asyncio.run(scenario())
+
+
+def test_opened_threads_are_all_prepared_before_the_first_job_or_ended_where_that_failed() -> None:
+    async def script(fails: bool) -> None:
+        prepared, names = list[int](), {thread.name for thread in threading.enumerate()}
+
+        def prepare() -> None:
+            prepared.append(threading.get_ident())
+            if fails and len(prepared) > 1:
+                raise ValueError("cannot be prepared")
+
+        workers = Workers[int, int](lambda job: job, lambda *_: None, count=3, prepare=prepare)
+        if not fails:
+            await workers.open()
+            assert len(set(prepared)) == 3
+            workers.close()
+        else:
+            with pytest.raises(ValueError, match="cannot be prepared"):
+                await workers.open()
+        assert {thread.name for thread in threading.enumerate()} == names
+
+    asyncio.run(script(fails=False))
+    asyncio.run(script(fails=True))
