@@ -8,6 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# A machine that stalls fails no test, and a failure is the same on every machine.
+settings.register_profile("hasten", deadline=None, derandomize=True, database=None)
+settings.load_profile("hasten")
 
 WORDS = {
     "good": ("great", "lovely", "superb", "warm", "brilliant", "kind", "fresh", "happy"),

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.batch_choice import Limits, take_batch
@@ -249,7 +249,6 @@ def test_a_compute_that_loses_rows_is_a_failure_and_not_a_mix_up() -> None:
 KINDS = st.sampled_from(["good", "bad", "exit", "stop", "cancelled"])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(KINDS, st.integers(1, 40)), min_size=1, max_size=24), LIMITS, st.integers(1, 3))
 def test_one_bad_or_cancelled_request_never_harms_its_mates(
     plan: list[tuple[str, int]], limits: Limits, workers: int

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.costs import CostModel, Sample, measure_costs
@@ -25,7 +25,6 @@ def known(start_s: float, token_s: float, pair_s: float) -> list[Sample]:
     ]
 
 
-@settings(deadline=None)  # the first fit imports SciPy
 @given(START_S, TOKEN_S, PAIR_S, st.integers(1, 8), st.integers(1, 512))
 def test_a_known_surface_is_found(start_s: float, token_s: float, pair_s: float, rows: int, tokens: int) -> None:
     model = CostModel(known(start_s, token_s, pair_s))

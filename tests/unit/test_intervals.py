@@ -61,7 +61,7 @@ def test_proportion_solves_wilsons_equation(successes: int, total: int, level: f
 
 
 @given(st.data(), st.integers(1, 2000), st.sampled_from(list(pairwise(LEVELS))))
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 def test_proportion_holds_its_estimate_and_widens_with_the_level(
     data: st.DataObject, total: int, levels: tuple[float, float]
 ) -> None:
@@ -77,7 +77,7 @@ cells = st.tuples(st.integers(1, 400), st.integers(0, 40), st.integers(0, 40), s
 
 
 @given(cells, st.sampled_from(list(pairwise(LEVELS))))
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 def test_a_ratio_holds_its_estimate_and_widens_with_the_level(
     table: tuple[int, int, int, int], levels: tuple[float, float]
 ) -> None:
@@ -90,7 +90,7 @@ def test_a_ratio_holds_its_estimate_and_widens_with_the_level(
 
 
 @given(st.integers(1, 3000), st.integers(0, 3000))
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 def test_a_variant_with_itself_retains_everything(right: int, wrong: int) -> None:
     new, base = answers(right, 0, 0, wrong)
     found = paired_ratio(new, base)
@@ -99,7 +99,7 @@ def test_a_variant_with_itself_retains_everything(right: int, wrong: int) -> Non
 
 
 @given(cells)
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 def test_the_other_way_round_a_ratio_is_its_inverse(table: tuple[int, int, int, int]) -> None:
     new, base = answers(*table)
     there, back = paired_ratio(new, base), paired_ratio(base, new)
@@ -190,7 +190,7 @@ def test_a_two_sided_p99_needs_299_samples(samples: int) -> None:
 
 
 @given(st.lists(st.floats(0.1, 1e4), min_size=3, max_size=400), st.sampled_from([50.0, 90.0, 99.0]))
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 def test_a_percentile_holds_its_estimate_and_scales_with_the_unit(samples: list[float], q: float) -> None:
     taken = np.asarray(samples)
     found, thousandfold = percentile(taken, q), percentile(taken * 1024, q)
@@ -209,7 +209,7 @@ def test_the_upper_bound_of_p99_needs_299_samples(samples: int, exists: bool) ->
 
 
 @given(st.integers(6, 3000), st.floats(1, 40), st.sampled_from([5.0, 50.0, 95.0]), st.integers(0, 9))
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 def test_samples_that_are_alike_bound_less(n: int, effect: float, q: float, seed: int) -> None:
     taken, worth = np.random.default_rng(seed).lognormal(2, 0.5, n), max(1, int(n / effect))
     for interval in (percentile, percentile_bounds):

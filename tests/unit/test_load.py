@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from serving import OPTIONS, live, make_app
@@ -42,7 +42,6 @@ def made(rate: float, good: int, late: int = 0, refused: int = 0, failed: int = 
     )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(RATES, st.floats(0.1, 5), st.integers(0, 99))
 def test_requests_are_due_as_a_poisson_process_has_them(rate: float, seconds: float, seed: int) -> None:
     options = LoadOptions(rate=rate, seconds=seconds, seed=seed)

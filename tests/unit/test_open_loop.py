@@ -46,7 +46,7 @@ def asked(behaviour: Behaviour, bodies: list[bytes], due_s: list[float], path: s
     return asyncio.run(run())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.binary(max_size=300), st.floats(0, 0.05)), min_size=1, max_size=30))
 def test_every_body_arrives_whole_once_and_not_before_it_is_due(requests: list[tuple[bytes, float]]) -> None:
     seen, due_s = list[bytes](), sorted(due for _, due in requests)

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from serving import DIGEST, OPTIONS, GatedRuntime, client_of, expected, live, make_app, open_gate, post, visit
 
@@ -117,7 +117,6 @@ def test_no_body_makes_the_server_fail() -> None:
         stack = AsyncExitStack()
         client = runner.run(stack.enter_async_context(client_of(make_app())))
 
-        @settings(deadline=None)
         @given(bodies)
         def check(body: bytes) -> None:
             assert runner.run(client.post("/predict", content=body)).status_code in (200, 400, 422)

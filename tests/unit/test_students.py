@@ -99,7 +99,7 @@ def test_layers_by_example(old: int, new: int, layers: list[int]) -> None:
 
 
 @given(st.integers(1, 48), st.data())
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_layers_are_evenly_spaced_with_the_last_one(old: int, data: st.DataObject) -> None:
     new = data.draw(st.integers(1, old))
     found = spaced_layers(old, new)
@@ -112,7 +112,7 @@ def test_layers_are_evenly_spaced_with_the_last_one(old: int, data: st.DataObjec
 
 
 @given(st.integers(1, 24), st.sampled_from([32, 64]), st.integers(1, 16), st.sampled_from([2, 3, 4]))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_candidates_are_smaller_than_any_teacher(layers: int, size: int, heads: int, ratio: int) -> None:
     whole = Shape(layers=layers, hidden=heads * size, heads=heads, intermediate=heads * size * ratio)
     found = candidate_shapes(whole)

@@ -109,7 +109,7 @@ def test_the_padding_token_is_the_configurations(
 
 
 @given(rows, st.integers(100, 200))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_a_batch_holds_every_row_and_padding_behind_it(ids: list[list[int]], pad_id: int) -> None:
     batch = padded([Encoding(ids=row, type_ids=[1] * len(row)) for row in ids], pad_id)
     longest = max(1, *map(len, ids))
@@ -147,7 +147,7 @@ texts = st.lists(st.text(st.characters(codec="utf-8"), max_size=20), max_size=12
 
 
 @given(texts, st.integers(1, 5), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_predictions_keep_the_order_of_the_texts(given_texts: list[str], batch: int, random: object) -> None:
     runtime = FakeRuntime(labels=("a", "b", "c"), max_tokens=10)
     found = predict_logits(runtime, given_texts, batch=batch)
@@ -179,7 +179,7 @@ def test_the_fake_runtime_answers_from_the_text_alone() -> None:
 
 
 @given(st.lists(st.floats(-80, 80, width=32), min_size=1, max_size=6), st.floats(-1000, 1000, width=16))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_softmax_is_a_distribution_that_no_shift_changes(logits: list[float], shift: float) -> None:
     from scipy import special
 

@@ -43,7 +43,7 @@ class KilledError(Exception):
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=150), st.integers(1, 9), st.integers(1, 3), st.integers(0, 3))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_every_row_comes_once_an_epoch(lengths: list[int], batch: int, epochs: int, seed: int) -> None:
     options = TrainOptions(epochs=epochs, batch=batch, seed=seed)
     steps = batches(lengths, options)
@@ -82,7 +82,7 @@ def test_the_learning_rate_rises_then_falls() -> None:
 
 
 @given(st.integers(1, 500), st.floats(0, 1), st.floats(1e-6, 1))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_the_learning_rate_is_that_of_transformers_a_step_on(total: int, share: float, peak: float) -> None:
     options = TrainOptions(learning_rate=peak, warmup_share=share)
     found = [learning_rate(step, total, options) for step in range(total)]

@@ -35,7 +35,7 @@ COSTS = st.floats(1e-4, 1.0)
 
 
 @given(st.floats(0.1, 1000), COSTS, COSTS, st.integers(1, 100_000), st.integers(0, 100_000))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_a_plan_fits_and_spends_what_there_is(
     minutes: float, answer_s: float, train_s: float, labelled: int, unlabelled: int
 ) -> None:
@@ -55,7 +55,7 @@ def test_a_plan_fits_and_spends_what_there_is(
 
 
 @given(st.floats(1, 100), COSTS, COSTS, st.integers(10, 1000))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_more_minutes_never_plan_less(minutes: float, answer_s: float, train_s: float, labelled: int) -> None:
     speeds = Speeds(answer_s=answer_s, train_s=train_s)
     assume(labelled * (answer_s + 0.3 * train_s) < 50 * minutes)
@@ -65,7 +65,7 @@ def test_more_minutes_never_plan_less(minutes: float, answer_s: float, train_s: 
 
 
 @given(COSTS, COSTS, st.integers(10, 1000), st.integers(0, 1000))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_what_the_teacher_has_answered_is_time_to_teach(
     answer_s: float, train_s: float, labelled: int, answered: int
 ) -> None:
@@ -87,7 +87,7 @@ def test_classes_of_few_texts_are_gone_through_more_often(labelled: int, classes
 
 
 @given(st.floats(5, 60), COSTS, COSTS, st.floats(0, 0.1), st.integers(10, 1000), st.floats(0, 1))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_fewer_new_texts_than_planned_leave_time_for_more_passes(
     minutes: float, answer_s: float, train_s: float, new_s: float, labelled: int, share: float
 ) -> None:
@@ -133,7 +133,6 @@ def test_too_few_minutes_say_how_many_it_takes() -> None:
 @given(
     lengths=st.lists(st.integers(1, 512), min_size=1, max_size=3000), batch=st.integers(1, 64), seed=st.integers(0, 99)
 )
-@settings(deadline=None, derandomize=True)
 def test_typical_steps_are_padded_as_all_are(lengths: list[int], batch: int, seed: int) -> None:
     steps = batches(lengths, TrainOptions(batch=batch, epochs=1, seed=seed))
     some = typical_steps(steps, lengths)

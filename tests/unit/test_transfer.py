@@ -36,7 +36,7 @@ def made(options: TransferOptions, train: list[str] = TRAIN, **more: Any) -> Any
 
 
 @given(TEXTS, TEXTS, TEXTS, st.integers(0, 3))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_every_text_is_new_and_keeps_away(
     train: list[str], unlabelled: list[str], guarded: list[str], seed: int
 ) -> None:
@@ -113,7 +113,7 @@ def test_new_texts_keep_away_from_what_is_held_out() -> None:
 
 
 @given(st.text(min_size=3, max_size=40), st.text(max_size=40))
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 def test_a_held_out_text_is_always_near_itself(text: str, other: str) -> None:
     assert nearly_equal_rows([f" {text}"], [other, text], 1.0) == {0}
 

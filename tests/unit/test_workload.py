@@ -362,7 +362,7 @@ def test_a_small_share_of_many_classes_has_one_text_of_each() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["", " ", "  "])), min_size=40, max_size=60))
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 def test_rows_of_one_text_stay_together(drawn: list[tuple[int, str]]) -> None:
     rows = [*drawn, *((number, "") for number in range(10))]
     source = workload([f"text{space}{number}" for number, space in rows], [number % 2 for number, _ in rows])
@@ -375,7 +375,7 @@ words = st.lists(st.sampled_from(["a", "A", " a ", "b", "B b", "b  b", "ß", "SS
 
 
 @given(words, words, words)
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_without_overlap_leaves_nothing_common_and_loses_nothing_else(
     train: list[str], valid: list[str], test: list[str]
 ) -> None:
@@ -405,7 +405,7 @@ def test_without_overlap_of_nothing_is_the_same() -> None:
 
 
 @given(st.integers(1, 50), st.integers(0, 200), st.integers(0, 5))
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 def test_random_rows_go_through_all_rows_before_one_comes_again(rows: int, size: int, seed: int) -> None:
     drawn = random_rows(rows, size, seed=seed)
     assert len(drawn) == size
