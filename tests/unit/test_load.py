@@ -168,16 +168,22 @@ def hasten(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
 
 
 def test_the_verb_shows_a_table_and_says_whether_it_holds(
-    hasten: Callable[..., tuple[object, str]], tmp_path: Path
+    hasten: Callable[..., tuple[object, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hasten.load.OVERHEAD_S", 0.2)
     (tmp_path / "texts.csv").write_text("text\ngood\nfine\n", encoding="utf-8")
     with live(make_app(options=OPTIONS)) as url:
-        arguments = ["bench", url, "--texts", tmp_path / "texts.csv", "--rate", 100, "--seconds", 4.5]
-        status, shown = hasten(*arguments, "--p99-ms", 10_000, "--histogram", tmp_path / "latency.hgrm")
+        arguments = ["bench", url, "--texts", tmp_path / "texts.csv", "--rate", 200]
+        status, shown = hasten(
+            *arguments, "--seconds", 2.3, "--p99-ms", 10_000, "--histogram", tmp_path / "latency.hgrm"
+        )
         assert status == 0, shown
-        assert "p99 of 10000 ms: holds at 100.0 requests a second." in shown
+        assert "p99 of 10000 ms: holds at 200.0 requests a second." in shown
         assert "The generator itself:" in shown
         assert "Percentile" in (tmp_path / "latency.hgrm").read_text(encoding="utf-8")
+        arguments += ["--seconds", 0.1]
         assert hasten(*arguments, "--p99-ms", 1e-6)[0] == 3
         status, shown = hasten(*arguments, "--p99-ms", 10_000, "--histogram", tmp_path / "nowhere" / "latency.hgrm")
-        assert (status, "holds at 100.0" in shown) == (1, True)
+        assert (status, "fewer than" in shown) == (1, True)
+        status, shown = hasten(*arguments, "--p99-ms", 1e-6, "--find-max")
+        assert (status, "in --seconds 0.1 none below 4400 a second can be tried" in shown) == (3, True)
