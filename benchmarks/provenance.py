@@ -19,7 +19,7 @@ def _git(*arguments: str) -> str:
 
 
 COMMIT = _git("rev-parse", "HEAD")  # of the code that was loaded, whatever is committed while it runs
-CHANGED = bool(_git("status", "--porcelain", "--untracked-files=no", "--", "../src", "."))
+CHANGED = bool(_git("status", "--porcelain", "--untracked-files=no", "--", "../src", ".", ":!results"))
 
 
 def save_result(name: str, result: dict[str, object]) -> Path:
