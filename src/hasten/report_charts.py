@@ -65,7 +65,7 @@ GROUP_COLORS: dict[str, str] = dict(
 FEASIBLE = "rgba(31, 157, 87, 0.13)"
 LIMIT_LINE = {"color": "#1f9d57", "width": 1.5, "dash": "dash"}
 PICTURE_WIDTH, PICTURE_HEIGHT = 1000.0, 380.0
-LABEL_PLACES = ("top right", "bottom right", "top left", "bottom left")
+LABEL_PLACES = ("top right", "bottom right", "top left", "bottom left", "top center", "bottom center")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
 
@@ -209,7 +209,7 @@ def label_places(frame: Frame, marks: list[Mark]) -> dict[str, str]:
 def _label_box(mark: Mark, place: str) -> Box:
     """The pixels that a label is going to take, at about 7.5 by letter."""
     wide, (vertical, side) = 7.5 * len(mark.name), place.split()
-    left = mark.x + 8 if side == "right" else mark.x - 8 - wide
+    left = {"right": mark.x + 8, "left": mark.x - 8 - wide, "center": mark.x - wide / 2}[side]
     bottom = mark.y + 6 if vertical == "top" else mark.y - 22
     return Box(left, bottom, left + wide, bottom + 16)
 
