@@ -1,9 +1,10 @@
-"""Nine of the architectures hasten takes (CamemBERT is built as RoBERTa): what its export fuses, how close it stays to PyTorch, how much faster it is.
+"""What the export of each architecture fuses, how close it stays to PyTorch, how much faster it is.
 
     python benchmarks/architectures.py [--out OUT] [--architecture NAME]... [--requests 200]
 
-Each model has its architecture's published configuration, but 6 layers of 384 (heads of 64), a vocabulary of 1,000
-and random weights, which change neither the graph's operators nor its time. Against hasten's fused graph stand eager
+Nine of those that hasten takes; CamemBERT is built as RoBERTa. Each model has its architecture's published
+configuration, but 6 layers of 384 (heads of 64), a vocabulary of 1,000 and random weights, which change neither the
+graph's operators nor its time. Against hasten's fused graph stand eager
 PyTorch, and `plain`: the trace of PyTorch's exporter that hasten starts from, run by the same onnxruntime. Parity is
 the largest difference of a logit from PyTorch's on padded batches of every size from 1 to 16, with lengths of 1 to 256
 tokens mixed in each. Latencies are of texts of an exact length, the tokenizer included, in one interleaved run a
