@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +22,7 @@ import msgspec
 import typer
 
 from hasten.budget import Budget
+from hasten.measurement import load_measurement
 from hasten.mixed_precision import native_precision
 from hasten.pipeline import Inputs, OptimizeOptions, optimize
 from hasten.progress import Bars
@@ -86,10 +87,12 @@ def one_goal(
     with Bars() as bars:
         report = optimize(inputs, Path("run"), options, bars)
     report = replace(report, model=task)
+    judged = map(load_measurement, sorted(Path("run/measurements").glob("*.valid-distill.json")))
     (HERE / "results" / f"{name}.md").write_text(render(report, "markdown"), encoding="utf-8")
     save_result(name, {
         "minutes": minutes, "seeds": seeds, "batch": train.batch, "learning_rate": train.learning_rate,
         "precision": train.precision,
+        "valid": {measurement.variant: asdict(measurement.quality.accuracy()) for measurement in judged},
         "report": msgspec.json.decode(render(report, "json")),
     })  # fmt: skip
     print(render(report, "terminal"))
