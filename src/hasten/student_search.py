@@ -131,16 +131,24 @@ def _worth_timing(
     for shape in shapes:
         if any(shape.holds(other) for other in slow):
             continue
-        built[shape] = _untrained(search.source, shape, workshop)
+        built[shape] = untrained(search.source, shape, workshop.work / "shapes")
         (latency,) = time_only([built[shape]], texts, search.options)
         if clearly_slow(search.budget, latency, baseline):
             slow.append(shape)
     return built
 
 
-def _untrained(source: Variant, shape: Shape, workshop: Workshop) -> Variant:
-    """A student with random weights, as it would be served."""
-    place = workshop.work / "shapes"
+def untrained(source: Variant, shape: Shape, place: Path) -> Variant:
+    """A student with random weights, as it would be served.
+
+    Args:
+        source: The torch variant that students are cut from.
+        shape: The student's shape.
+        place: A folder for the variants that lead to it.
+
+    Returns:
+        The INT8 variant.
+    """
     random = init_student(source, shape, place / f"{shape}-torch", name=f"{shape}-torch", start="random")
     graph = export(random, place / f"{shape}-fp32", name=f"{shape}-fp32")
     return quantize(graph, place / f"{shape}-int8", name=f"{shape}-int8", texts=["ok"])
