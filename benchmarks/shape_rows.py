@@ -1,12 +1,12 @@
 """Does a trained student take as long as the row of its shape, measured before any training, said it would?
 
-    python benchmarks/shape_rows.py NAME RUN TRAIN TEST [--launches 8] [--samples 500]
+    python benchmarks/shape_rows.py NAME RUN VALID TEST [--launches 8] [--samples 500]
 
-RUN is the folder of a run of `optimize` that trained students; TRAIN and TEST are its data files. Its INT8 students are
+RUN is the folder of a run of `optimize` that trained students; VALID and TEST are its data files. Its INT8 students are
 timed beside an untrained one of their shape, made as the table of shapes makes them: random weights, quantized on one
 text. All are in one interleaved run, since a machine's speed changes from hour to hour, and the run is launched several
 times, since one graph in two processes differs by more than its requests do: the untrained one stands in it twice to
-show by how much. All are asked for texts of the train split, as for the table, and for texts of the test split, as for
+show by how much. All are asked for texts of the validation split, as for the table, and for texts of the test split, as for
 the report. Results go to `results/shape_rows_<name>.json`. Nothing else may run beside it.
 """
 
@@ -30,37 +30,36 @@ from peers.measuring import times_faster
 from provenance import save_result
 
 ROW, AGAIN = "row", "row again"
-SPLITS = ("train", "test")
+SPLITS = ("valid", "test")
 
 
 def main(
     name: str,
     run: Path,
-    train: str,
+    valid: str,
     test: str,
     launches: Annotated[int, typer.Option(help="How often all processes are started.")] = 8,
     samples: Annotated[int, typer.Option(help="Requests of each split, variant and launch.")] = 500,
 ) -> None:
     """Times the students of one run and saves their ratios to their row."""
     try:
-        result = compared(run / "variants", drawn(train, samples), drawn(test, samples), launches)
+        result = compared(run / "variants", drawn(valid, samples), drawn(test, samples), launches)
     except HastenError as error:
         sys.exit(str(error))
     save_result(f"shape_rows_{name}", {"launches": launches, "samples": samples} | result)
 
 
-def compared(variants: Path, train: list[str], test: list[str], launches: int) -> dict[str, Any]:
+def compared(variants: Path, valid: list[str], test: list[str], launches: int) -> dict[str, Any]:
     """Latencies of all INT8 students of a run, and their ratios to their row.
 
     Args:
         variants: The run's folder of variants; its students must be of one shape.
-        train: Texts that the row is measured on.
+        valid: Texts that the row is measured on.
         test: Texts that the report is measured on.
         launches: How often all are started.
 
     Returns:
-        The shape, and a row a model and split; above 1 it takes longer than the untrained one on texts of the train
-        split.
+        The shape, and a row a model and split; above 1 it takes longer than the untrained one on `valid`.
     """
     students = [open_variant(path) for path in sorted(variants.glob("student-*-int8"))]
     if len({str(shape_of(student)) for student in students}) != 1:
@@ -69,8 +68,8 @@ def compared(variants: Path, train: list[str], test: list[str], launches: int) -
     with tempfile.TemporaryDirectory() as folder:
         models = dict.fromkeys((ROW, AGAIN), untrained(source, shape, Path(folder)))
         models |= {student.name: student for student in students}
-        found = taken(models, {"train": train, "test": test}, launches)
-    ratios = times_faster(f"{ROW}, train", list(found), found)
+        found = taken(models, {"valid": valid, "test": test}, launches)
+    ratios = times_faster(f"{ROW}, valid", list(found), found)
     table = [
         {"model": model, "split": split, "smoothing": models[model].manifest.step.options["smoothing"]}
         | {"p50_ms": median_of_launches(found[f"{model}, {split}"]), "to_row": ratios[f"{model}, {split}"]}
