@@ -6,8 +6,8 @@ RUN is the folder of a run of `optimize` that trained students; VALID and TEST a
 timed beside an untrained one of their shape, made as the table of shapes makes them: random weights, quantized on one
 text. All are in one interleaved run, since a machine's speed changes from hour to hour, and the run is launched several
 times, since one graph in two processes differs by more than its requests do: the untrained one stands in it twice to
-show by how much. All are asked for texts of the validation split, as for the table, and for texts of the test split, as for
-the report. Results go to `results/shape_rows_<name>.json`. Nothing else may run beside it.
+show by how much. All are asked for texts of the validation split, as for the table, and for texts of the test split, as
+for the report. Results go to `results/shape_rows_<name>.json`. Nothing else may run beside it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(
         result = compared(run / "variants", drawn(valid, samples), drawn(test, samples), launches)
     except HastenError as error:
         sys.exit(str(error))
-    save_result(f"shape_rows_{name}", {"launches": launches, "samples": samples} | result)
+    save_result(f"shape_rows_{name}", {"launches": launches, "samples": samples, **result})
 
 
 def compared(variants: Path, valid: list[str], test: list[str], launches: int) -> dict[str, Any]:
