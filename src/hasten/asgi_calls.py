@@ -39,6 +39,7 @@ class AsgiCall(Call):
             if len(body) > most:
                 raise too_large(most)
             if not message.get("more_body", False):
+                self.read_s = self._state.get(READ_S) or self.read_s
                 return bytes(body)
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:

@@ -30,6 +30,7 @@ Row = TypeVar("Row")
 LEAST_WATCH_S = 1e-3  # between two looks at who waited too long
 PROBE_EVERY, PROBE_SHARE = 20, 0.1  # of what an idle batcher would refuse; of the predicted time that must be left
 FIRST_DEVIATION_S = 5e-4
+LOOK_AHEAD = 2  # most batches of rows to choose one from: beyond, looking would cost more than the rows found save
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,7 @@ class _Waiter(Generic[Item, Row]):
     cost_tokens: int
     admitted_s: float
     deadline_s: float
+    alone_s: float  # what it should take, by the costs when it was admitted
     outcome: asyncio.Future[Answer[Row] | _Failure]
 
 
@@ -126,7 +128,7 @@ class Batcher(Generic[Item, Row]):
     @property
     def waiting_rows(self) -> int:
         """Rows that wait for a worker."""
-        return len(self._alive())
+        return len(self._waiting)
 
     def require_room(self, rows: int) -> None:
         """Checks that more rows would be admitted now.
@@ -139,9 +141,7 @@ class Batcher(Generic[Item, Row]):
         """
         if self._closing:
             raise OverloadedError("closing: no new requests are taken", reason="closing")
-        if len(self._waiting) + rows <= self._limits.max_queue:
-            return
-        if (waiting := self.waiting_rows) + rows > self._limits.max_queue:
+        if (waiting := len(self._waiting)) + rows > self._limits.max_queue:
             raise OverloadedError(
                 f"{waiting} rows wait, {rows} more would exceed the limit of {self._limits.max_queue}; try again later",
                 reason="queue full", retry_after_s=self.queued_s(),
@@ -175,7 +175,7 @@ class Batcher(Generic[Item, Row]):
         if late_s > 0:
             # What was learnt must not close the door for ever; what was hopeless from the start says nothing of it.
             promising = self._costs.at_start(ahead_s) + self._lateness_s.first_bound <= left_s
-            if promising and not self._running and not self._alive():
+            if promising and not self._running and not self._waiting:
                 self._costs.relax()
                 self._lateness_s.relax()
             raise OverloadedError(
@@ -191,7 +191,7 @@ class Batcher(Generic[Item, Row]):
 
         The machine may have been busy when the costs were measured; where all is refused, nothing would correct them.
         """
-        if self._running or self._alive() or self._late_s(ahead_s, left_s) <= 0 or left_s < PROBE_SHARE * ahead_s:
+        if self._running or self._waiting or self._late_s(ahead_s, left_s) <= 0 or left_s < PROBE_SHARE * ahead_s:
             return False
         self._refused_idle = (self._refused_idle + 1) % PROBE_EVERY
         return self._refused_idle == 0
@@ -225,7 +225,8 @@ class Batcher(Generic[Item, Row]):
         except asyncio.CancelledError:
             for outcome in admitted:
                 outcome.cancel()
-            self._wait(self._alive())
+            # Nobody waits for a cancelled row any more: to compute it would only delay the others.
+            self._wait([waiter for waiter in self._waiting if not waiter.outcome.done()])
             raise
         answers: list[Answer[Row]] = []
         for outcome in outcomes:
@@ -260,28 +261,29 @@ class Batcher(Generic[Item, Row]):
                 cost_tokens=tokens,
                 admitted_s=now_s,
                 deadline_s=deadline_s,
+                alone_s=alone_s,
                 outcome=loop.create_future(),
             )
-            for item, tokens in zip(items, costs_tokens, strict=True)
+            for item, tokens, alone_s in zip(items, costs_tokens, each_s, strict=True)
         ]
-        self._wait([*self._alive(), *admitted])
+        self._waiting += admitted
+        self._waiting_s += sum(each_s)
         self._start_batches()
-        self._watch_deadlines()
+        self._watch_deadline(deadline_s)
         return [waiter.outcome for waiter in admitted], now_s + ahead_s
 
-    def _watch_deadlines(self) -> None:
-        """Sees to it that those who wait are told when it is too late for them, also where no worker gets free."""
-        earliest_s = min((waiter.deadline_s for waiter in self._waiting), default=NEVER)
-        if earliest_s < self._watched_s:
+    def _watch_deadline(self, deadline_s: float) -> None:
+        """Sees to it that who waits is told when it is too late, also where no worker gets free."""
+        if self._waiting and deadline_s < self._watched_s:
             if self._watch is not None:
                 self._watch.cancel()
-            after_s = max(LEAST_WATCH_S, earliest_s - perf_counter())
-            self._watch, self._watched_s = asyncio.get_running_loop().call_later(after_s, self._expire), earliest_s
+            after_s = max(LEAST_WATCH_S, deadline_s - perf_counter())
+            self._watch, self._watched_s = asyncio.get_running_loop().call_later(after_s, self._expire), deadline_s
 
     def _expire(self) -> None:
         self._watch, self._watched_s = None, NEVER
-        self._wait(self._in_time())
-        self._watch_deadlines()
+        self._wait(self._in_time(len(self._waiting))[0])
+        self._watch_deadline(min((waiter.deadline_s for waiter in self._waiting), default=NEVER))
 
     def _start_batches(self) -> None:
         while self._waiting and len(self._running) < self._workers and (rows := self._next_batch()):
@@ -292,34 +294,33 @@ class Batcher(Generic[Item, Row]):
 
     def _wait(self, waiting: list[_Waiter[Item, Row]]) -> None:
         self._waiting = waiting
-        self._waiting_s = sum(self._costs.seconds(1, waiter.cost_tokens) for waiter in waiting)
-
-    def _alive(self) -> list[_Waiter[Item, Row]]:
-        # Nobody waits for a cancelled row any more: to compute it would only delay the others.
-        return [waiter for waiter in self._waiting if not waiter.outcome.done()]
+        self._waiting_s = sum([waiter.alone_s for waiter in waiting])
 
     def _next_batch(self) -> list[_Waiter[Item, Row]]:
-        alive = self._in_time()
-        lengths, now_s = [waiter.cost_tokens for waiter in alive], perf_counter()
-        left_s = [waiter.deadline_s - now_s for waiter in alive]
-        taken = set(take_batch(lengths, self._limits, self._costs, left_s)[: self._fair_share(len(alive))])
-        self._wait([waiter for position, waiter in enumerate(alive) if position not in taken])
-        return [waiter for position, waiter in enumerate(alive) if position in taken]
+        oldest, younger = self._in_time(LOOK_AHEAD * self._limits.max_batch)
+        lengths, now_s = [waiter.cost_tokens for waiter in oldest], perf_counter()
+        left_s = [waiter.deadline_s - now_s for waiter in oldest]
+        fair = self._fair_share(len(oldest) + len(younger))
+        taken = set(take_batch(lengths, self._limits, self._costs, left_s)[:fair])
+        self._wait([waiter for position, waiter in enumerate(oldest) if position not in taken] + younger)
+        return [waiter for position, waiter in enumerate(oldest) if position in taken]
 
     def _fair_share(self, waiting: int) -> int:
         """Rows of a batch that leave every idle worker its share of what waits."""
         return max(1, math.ceil(waiting / max(1, self._workers - len(self._running))))
 
-    def _in_time(self) -> list[_Waiter[Item, Row]]:
-        """Those that can still be answered in time; the others are told so."""
+    def _in_time(self, most: int) -> tuple[list[_Waiter[Item, Row]], list[_Waiter[Item, Row]]]:
+        """The oldest that can still be answered in time, and those behind them; others before are told so."""
         now_s, kept = perf_counter(), list[_Waiter[Item, Row]]()
-        for waiter in self._alive():
-            if now_s + self._costs.seconds(1, waiter.cost_tokens) <= waiter.deadline_s:
+        for position, waiter in enumerate(self._waiting):
+            if len(kept) == most:
+                return kept, self._waiting[position:]
+            if now_s + waiter.alone_s <= waiter.deadline_s:
                 kept.append(waiter)
-            else:
+            elif not waiter.outcome.done():
                 error = OverloadedError("waited too long to be answered in time; try again later", reason="expired")
                 waiter.outcome.set_result(_Failure(error=error))
-        return kept
+        return kept, []
 
     def _run(self, batch: _Batch[Item, Row]) -> _Finished[Row]:
         started_s = perf_counter()

@@ -190,7 +190,6 @@ class Connection(HttpToolsProtocol):
         self.scope["state"] = self.app_state | {READ_S: self._read_s}
         if self._head_bytes is None:
             self._head_bytes = 0
-            self._late = self.loop.call_later(HEAD_S, self._time_out, HEAD_S)
 
     def on_headers_complete(self) -> None:
         """A head is there."""
@@ -228,12 +227,14 @@ class Connection(HttpToolsProtocol):
         if self._refused or self.cycle.response_complete:
             self._rest()
         elif not isinstance(call := self.cycle, DirectCall):
+            self.scope["state"][READ_S] = self._round.began_s()
             super().on_message_complete()
         elif call.task is None:
+            call.read_s = self._round.began_s()
             self._answer(call)
 
     def data_received(self, data: bytes) -> None:
-        """Counts what comes of a head that is not complete, and waits for a body that did not come with its head."""
+        """Counts what comes of a head that is not complete; waits for what has not come of head or body."""
         if self._last_words is not None:
             return
         if self._head_bytes is not None:
@@ -243,8 +244,10 @@ class Connection(HttpToolsProtocol):
         super().data_received(data if self._in_body else without_upgrade(data))
         if (self._head_bytes or 0) > MOST_HEAD_BYTES or (self._in_body and self._framing_bytes > MOST_FRAMING_BYTES):
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        elif self._in_body and self._late.cancelled() and not self.transport.is_closing():
-            self._late = self.loop.call_later(BODY_S, self._time_out, BODY_S)
+        elif self._head_bytes is not None or self._in_body:
+            if self._late.cancelled() and not self.transport.is_closing():
+                after_s = BODY_S if self._in_body else HEAD_S
+                self._late = self.loop.call_later(after_s, self._time_out, after_s)
         elif self._rests() and self.timeout_keep_alive_task is None:
             self._rest()  # a line's end between two requests begins none
 

@@ -18,8 +18,11 @@ from typing import TypeVar
 from hasten.asked import RequestError
 from hasten.batch_choice import NEVER, Limits
 from hasten.batching import Answer, Batcher
+from hasten.cores import available_cores
 from hasten.costs import CostModel, measure_costs, warm_every_length
+from hasten.errors import OverloadedError
 from hasten.golden import other_machine, replay_golden
+from hasten.predictions import Spread
 from hasten.runtime import Logits, Runtime, open_runtime
 from hasten.serve_options import ServeOptions
 from hasten.server_metrics import Metrics
@@ -29,7 +32,10 @@ from hasten.variant import open_variant
 Result = TypeVar("Result")
 
 AT_ONCE = 100  # characters: up to there tokenizing takes about what handing it to a thread would add (`tokenize_hop`)
+AT_ONCE_ON_ONE_CORE = 500  # from which the thread would take its time from the loop all the same
 YIELDING = 19  # steps of niceness, all there are: the loop takes little, and must have it at once
+TOKENIZING_YIELDS = 10  # before inference, which waits for it, and after the loop
+FIRST_CHARACTER_S = 5e-7
 
 _log = logging.getLogger(__name__)
 
@@ -60,16 +66,24 @@ class Loaded:
         return {"name": self.name, "digest": self.digest}
 
 
-def yield_to_the_loop() -> None:
+def yield_to_the_loop(steps: int = YIELDING) -> None:
     """Gives the calling thread, and those that it starts, a lower priority than the event loop's.
 
     Where inference takes every core, the loop would otherwise wait for its turn before it could read, refuse or reply.
     On Linux priorities belong to threads (sched(7)); elsewhere, and in a container that forbids it, nothing is changed.
+
+    Args:
+        steps: Of niceness.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()
         with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + YIELDING))
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + steps))
+
+
+def characters_at_once(cores: float) -> int:
+    """Up to how many characters are tokenized on the event loop, where a process has so many cores."""
+    return AT_ONCE if cores >= 2 else AT_ONCE_ON_ONE_CORE
 
 
 async def aside(work: Callable[[], Result]) -> Result:
@@ -134,7 +148,9 @@ class Served:
             max_batch=max_batch, max_padded_tokens=options.max_padded_tokens, max_queue=options.max_queue
         )
         self.most_rows = min(options.max_rows, self._limits.max_queue)
-        self._tokenizing_rows = 0
+        self._at_once = characters_at_once(available_cores() / options.processes)
+        self._tokenizing_rows = self._tokenizing_characters = 0
+        self._character_s = Spread(mean=FIRST_CHARACTER_S, deviation=FIRST_CHARACTER_S)
         self._requests = 0
         self._idle = asyncio.Event()
 
@@ -205,7 +221,7 @@ class Served:
             DataError: A text cannot be tokenized.
         """
         started_s = perf_counter()
-        encodings = await self._encode(texts)
+        encodings = await self._encode(texts, deadline_s)
         tokenize_s = perf_counter() - started_s
         self._require_whole(encodings, truncate)
         lengths = [max(1, len(encoding)) for encoding in encodings]
@@ -229,17 +245,35 @@ class Served:
         if truncate is False and any(len(encoding) >= most for encoding in encodings):
             raise RequestError(422, "validation", f"a text is not below {most} tokens; set `truncate`")
 
-    async def _encode(self, texts: list[str]) -> list[Encoding]:
+    async def _encode(self, texts: list[str], deadline_s: float) -> list[Encoding]:
         # What is being tokenized will queue next: counted here, it is refused before the work and not after it.
         self.batcher.require_room(self._tokenizing_rows + len(texts))
-        if sum(map(len, texts)) <= AT_ONCE:
+        if (characters := sum(map(len, texts))) <= self._at_once:
             return self.loaded.runtime.encode(texts)
         self._tokenizing_rows += len(texts)
+        self._tokenizing_characters += characters
         try:
+            self._require_time_to_tokenize(deadline_s)
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._tokenizers, self.loaded.runtime.encode, texts)
+            encodings, taken_s = await loop.run_in_executor(self._tokenizers, self._tokenized, texts, deadline_s)
+            self._character_s.observe(taken_s / characters)
+            return encodings
         finally:
             self._tokenizing_rows -= len(texts)
+            self._tokenizing_characters -= characters
+
+    def _require_time_to_tokenize(self, deadline_s: float) -> None:
+        try:
+            self.require_time(deadline_s - self._tokenizing_characters * self._character_s.mean)
+        except OverloadedError:
+            self._character_s.relax()  # a stall must not keep long texts out for ever
+            raise
+
+    def _tokenized(self, texts: list[str], deadline_s: float) -> tuple[list[Encoding], float]:
+        """In a thread: the encodings, and the seconds they took."""
+        if (began_s := perf_counter()) > deadline_s:
+            raise OverloadedError("waited too long to be tokenized in time; try again later", reason="expired")
+        return self.loaded.runtime.encode(texts), perf_counter() - began_s
 
     def _compute(self, encodings: Sequence[Encoding]) -> Logits:
         lengths = [len(encoding) for encoding in encodings]

@@ -57,7 +57,7 @@ from hasten.page import page
 from hasten.predict_api import asked_by_question
 from hasten.runtime import Logits
 from hasten.serve_options import ServeOptions
-from hasten.served import Loaded, Served, aside, load
+from hasten.served import TOKENIZING_YIELDS, Loaded, Served, aside, load, yield_to_the_loop
 from hasten.server_metrics import Metrics
 from hasten.spans import Spans
 
@@ -84,7 +84,9 @@ class _Service:
     ) -> None:
         self._options, self._again, self._spans = options, again, spans
         self._metrics = Metrics()
-        self._tokenizers = ThreadPoolExecutor(TOKENIZERS, thread_name_prefix="hasten-tokenize")
+        self._tokenizers = ThreadPoolExecutor(
+            TOKENIZERS, "hasten-tokenize", initializer=partial(yield_to_the_loop, TOKENIZING_YIELDS)
+        )
         self._served = Served(loaded, options, self._metrics, self._tokenizers)
         self._default_s = NEVER if options.p99_ms is None else options.p99_ms / 1000
         self._reloading: asyncio.Task[None] | None = None
@@ -208,9 +210,10 @@ class _Service:
     ) -> tuple[bytes, dict[str, str]]:
         if not self.ready:
             raise OverloadedError("not ready: starting or closing", reason="closing")
-        deadline_s = call.read_s + self._allowed_s(call.header(DEADLINE))
-        self._served.require_time(deadline_s)  # through ASGI, before the body is read
+        allowed_s = self._allowed_s(call.header(DEADLINE))
+        self._served.require_time(call.read_s + allowed_s)  # through ASGI, before the body is read
         body, served = await call.body(self._options.max_body_bytes), self._served
+        deadline_s = call.read_s + allowed_s  # how long the client took to send the body is not the server's
         with served.in_use():
             asked = read(body, served)
             answers, tokenize_s = await call.unless_gone(served.answer(asked.texts, asked.truncate, deadline_s))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
@@ -18,7 +20,11 @@ from hasten.calls import READ_S
 from hasten.connection import Round
 from hasten.runtime import FakeRuntime, Logits
 from hasten.serve_options import ServeOptions
+from hasten.served import AT_ONCE_ON_ONE_CORE, TOKENIZING_YIELDS, YIELDING
+from hasten.server import TOKENIZERS
 from hasten.tokenization import Encoding
+
+LONG = "x" * (AT_ONCE_ON_ONE_CORE + 1)  # not tokenized on the event loop
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "nan", "inf", "soon", ""])
@@ -123,15 +129,73 @@ def test_what_is_read_in_one_round_of_the_loop_was_there_when_it_began() -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities belong to threads on Linux only")
-def test_inference_yields_to_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inference_yields_to_the_event_loop_and_tokenizing_less() -> None:
     class Watched(FakeRuntime):
+        def encode(self, texts: Sequence[str]) -> list[Encoding]:
+            found["tokenizing"] = priority()
+            return super().encode(texts)
+
         def infer(self, encodings: Sequence[Encoding]) -> Logits:
-            found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            found["inference"] = priority()
             return super().infer(encodings)
 
-    monkeypatch.setattr("hasten.served.YIELDING", 7)
-    found = list[int]()
-    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    assert post({"inputs": "a"}, runtime=Watched()).status_code == 200
-    assert found[-1] == min(19, before + 7)
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    found, before = dict[str, int](), priority()
+    assert post({"inputs": LONG}, runtime=Watched()).status_code == 200
+    assert found == {"tokenizing": min(19, before + TOKENIZING_YIELDS), "inference": min(19, before + YIELDING)}
+    assert priority() == before
+
+
+def test_a_text_that_cannot_be_tokenized_in_time_is_refused_before_the_work() -> None:
+    class Watched(FakeRuntime):
+        def encode(self, texts: Sequence[str]) -> list[Encoding]:
+            asked.extend(texts)
+            return super().encode(texts)
+
+    asked, long = list[str](), "a" * 200_000
+
+    async def script(client: httpx.AsyncClient) -> list[int]:
+        asked.clear()
+        headers = [{"x-hasten-deadline-ms": "50"}, {"x-hasten-deadline-ms": "5000"}, {}]
+        posts = [await client.post("/predict", json={"inputs": long}, headers=each) for each in headers]
+        return [reply.status_code for reply in posts]
+
+    assert visit(script, Watched()) == [429, 200, 200]
+    assert asked == [long, long]
+
+
+def test_a_text_whose_deadline_passes_before_its_turn_is_not_tokenized() -> None:
+    class Slow(FakeRuntime):
+        def encode(self, texts: Sequence[str]) -> list[Encoding]:
+            asked.extend(texts)
+            if texts[0].startswith("slow"):
+                assert gate.wait(5)
+            return super().encode(texts)
+
+    asked, gate, slow = list[str](), threading.Event(), "slow" + LONG
+
+    async def script(client: httpx.AsyncClient) -> list[int]:
+        first = [asyncio.create_task(client.post("/predict", json={"inputs": slow})) for _ in range(TOKENIZERS)]
+        while asked.count(slow) < TOKENIZERS:
+            await asyncio.sleep(0.001)
+        headers = {"x-hasten-deadline-ms": "100"}
+        late = asyncio.create_task(client.post("/predict", json={"inputs": LONG}, headers=headers))
+        await asyncio.sleep(0.2)
+        gate.set()
+        return [(await each).status_code for each in (*first, late)]
+
+    assert visit(script, Slow()) == [200] * TOKENIZERS + [429]
+    assert LONG not in asked
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict?a=b"])
+def test_a_body_that_takes_its_time_takes_nothing_of_the_servers(path: str) -> None:
+    body = b'{"inputs": "a"}'
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nx-hasten-deadline-ms: 300\r\ncontent-length: {len(body)}\r\n\r\n"
+    with live(make_app()) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as client:
+        client.sendall(head.encode())
+        time.sleep(0.5)
+        client.sendall(body)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")

@@ -14,7 +14,7 @@ from serving import OPTIONS, GatedRuntime, client_of, expected, open_gate
 
 from hasten.errors import ArtifactError
 from hasten.runtime import FakeRuntime, Logits
-from hasten.served import AT_ONCE, Loaded
+from hasten.served import AT_ONCE_ON_ONE_CORE, Loaded
 from hasten.server import create_app
 from hasten.tokenization import Encoding
 
@@ -95,7 +95,7 @@ def test_a_text_being_tokenized_during_the_swap_is_not_lost() -> None:
                 assert gate.wait(5)
             return super().encode(texts)
 
-    gate, entered, long = threading.Event(), threading.Event(), "x" * (AT_ONCE + 1)  # not on the event loop
+    gate, entered, long = threading.Event(), threading.Event(), "x" * (AT_ONCE_ON_ONE_CORE + 1)  # not on the event loop
 
     async def script(site: Site) -> httpx.Response:
         asked = asyncio.create_task(site.ask(long))

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving import DIGEST, OPTIONS, GatedRuntime, client_of, expected, live, make_app, open_gate, post, visit
 
+from hasten import served
 from hasten.runtime import FakeRuntime, Logits
-from hasten.served import AT_ONCE
+from hasten.served import AT_ONCE, AT_ONCE_ON_ONE_CORE
 from hasten.server import ServeOptions
 from hasten.tokenization import Encoding
 
@@ -217,17 +218,19 @@ def test_the_inference_client_of_the_hub_works_against_a_live_server(monkeypatch
     assert reply.headers["x-hasten-artifact"] == DIGEST
 
 
-def test_a_long_text_is_tokenized_off_the_event_loop() -> None:
+@pytest.mark.parametrize(("cores", "most"), [(1.0, AT_ONCE_ON_ONE_CORE), (2.0, AT_ONCE)])
+def test_a_long_text_is_tokenized_off_the_event_loop(cores: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     class Watched(FakeRuntime):
         def encode(self, texts: Sequence[str]) -> list[Encoding]:
             threads.append(threading.current_thread().name)
             return super().encode(texts)
 
+    monkeypatch.setattr(served, "available_cores", lambda: cores)
     threads = list[str]()
 
     async def script(client: httpx.AsyncClient) -> None:
         threads.clear()
-        for texts in (["x" * AT_ONCE], ["x" * AT_ONCE, "y"]):
+        for texts in (["x" * most], ["x" * most, "y"]):
             assert (await client.post("/predict", json={"inputs": texts})).status_code == 200
 
     visit(script, Watched())
