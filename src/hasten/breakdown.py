@@ -25,7 +25,7 @@ from hasten.variant import Variant
 
 NORMALISATION = re.compile(r"(layer_?norm|\bnorm|_norm|LayerNorm)", re.IGNORECASE)
 PLACES = (
-    ("head", re.compile(r"^(classifier|pre_classifier|pooler|head|.*\.pooler)", re.IGNORECASE)),
+    ("head", re.compile(r"^(classifier|pre_classifier|pooler|head|logits|.*\.pooler)", re.IGNORECASE)),
     ("embeddings", re.compile(r"embeddings?")),
     ("attention", re.compile(r"attention|attn|rel_embed|position_bias")),
     ("feed-forward", re.compile(r"intermediate|ffn|mlp|lin[12]|\.output\b|feed_forward|full_layer")),
@@ -34,6 +34,8 @@ BY_OPERATOR = {
     "LayerNormalization": "normalisation",
     "SkipLayerNormalization": "normalisation",
     "EmbedLayerNormalization": "embeddings",
+    "MVN": "normalisation",  # OpenVINO's, and the gain and shift behind it
+    "MulAdd": "normalisation",
     "BiasGelu": "feed-forward",
     "FastGelu": "feed-forward",
     "Gelu": "feed-forward",

@@ -19,6 +19,7 @@ from hasten.serve_options import ServeOptions
 from hasten.teaching import DistillOptions
 from hasten.torch_training import TrainOptions, device
 from hasten.transfer import TransferOptions
+from hasten.variant import PLAIN_NAME
 
 SERVE, GUIDE, TRANSFER, LOAD = ServeOptions(), GuideOptions(), TransferOptions(), LoadOptions()
 OPTIMIZE, PROFILE, QUANTIZE, DISTILL, TRAIN = (
@@ -31,7 +32,7 @@ TextColumn = Annotated[str | None, typer.Option(help="Column of the texts; guess
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels, by name or id; guessed when unambiguous.")]
 Threads = Annotated[int | None, typer.Option(help="Threads for one inference; all cores at hand if not given.")]
 Samples = Annotated[int, typer.Option(help="Timed requests a variant, at least; 299 are needed to judge a p99.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report's JSON to stdout.")]
 Epochs = Annotated[float, typer.Option(help="Passes over the training texts.")]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]
@@ -59,7 +60,18 @@ Force = Annotated[bool, typer.Option("--force", help="Go on even if always answe
 Student = Annotated[str | None, typer.Option(help="Small checkpoint that the student starts from.")]
 P99Ms = Annotated[float | None, typer.Option(help="Highest p99 latency of a request, in milliseconds.")]
 Speedup = Annotated[float | None, typer.Option(help="Lowest speed-up of the median latency.")]
-Name = Annotated[str | None, typer.Option(help="Name of the new variant; the folder's name if not given.")]
+
+
+def _plain_name(name: str | None) -> str | None:
+    if name is not None and not PLAIN_NAME.fullmatch(name):
+        raise UsageError(f"--name names files, so it has no slash and does not begin with a dot: not {name!r}")
+    return name
+
+
+Name = Annotated[
+    str | None,
+    typer.Option(help="Name of the new variant; the folder's name if not given.", callback=_plain_name),
+]
 
 
 def one_of(option: str, text: str, choices: tuple[Any, ...]) -> Any:

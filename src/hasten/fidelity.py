@@ -13,13 +13,16 @@ from hasten.errors import ArtifactError, DataError, ParityError
 from hasten.golden import GOLDEN_TEXTS
 from hasten.invariance import batch_invariance
 from hasten.runtime import Logits, Runtime, open_runtime, predict_logits
+from hasten.tokenization import Encoding
 from hasten.variant import Format, Variant
+
+MOST_PAIRS = 8 * 2048**2  # of tokens of a row, over the rows of a padded batch
 
 
 def prove_parity(
     source: Variant, exported: Variant, texts: Sequence[str], *, tolerance: float, batch: int
 ) -> dict[str, Any]:
-    """Compares logits and labels on padded batches of mixed lengths.
+    """Compares logits and labels on padded batches of mixed lengths, and alone.
 
     Args:
         source: What was exported.
@@ -40,17 +43,26 @@ def prove_parity(
     flips = int((expected.argmax(-1) != got.argmax(-1)).sum())
     if not difference <= tolerance:
         raise ParityError(
-            f"{exported.name}: a logit differs by {difference:.2g} from PyTorch on padded batches "
+            f"{exported.name}: a logit differs by {difference:.2g} from PyTorch, alone or on padded batches "
             f"(at most {tolerance:g}); the export of {exported.manifest.architecture!r} is not faithful"
         )
     return {"parity": {"max_logit_difference": difference, "label_flips": flips, "texts": len(every)}}
 
 
 def _mixed_logits(runtime: Runtime, texts: Sequence[str], batch: int) -> Any:
-    """Logits in the given order, batches unsorted, so that rows of very different lengths are padded together."""
-    encodings = runtime.encode(texts)
-    parts = [runtime.infer(encodings[start : start + batch]) for start in range(0, len(texts), batch)]
-    return np.concatenate([*parts, predict_logits(runtime, texts[:1])])
+    """Logits in the given order, batches unsorted, so that rows of very different lengths are padded together.
+
+    Then those of each text alone. Attention's memory grows with the square of a batch's length, so long texts have
+    fewer mates.
+    """
+    batches: list[list[Encoding]] = [[]]
+    for encoding in runtime.encode(texts):
+        longest = max(map(len, (*batches[-1], encoding)))
+        if len(batches[-1]) == batch or (len(batches[-1]) + 1) * longest**2 > MOST_PAIRS:
+            batches.append([])
+        batches[-1].append(encoding)
+    parts = [runtime.infer(rows) for rows in batches if rows]
+    return np.concatenate([*parts, predict_logits(runtime, texts)])
 
 
 def check_quantizable(source: Variant, wanted: Format, texts: Sequence[str]) -> None:

@@ -29,6 +29,11 @@ def beside(path: Path, kind: Literal["draft", "old"] = "draft") -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{kind}")
 
 
+def is_left_over(path: Path, of: Path) -> bool:
+    """Whether a path is what an interrupted writing of another has left beside it."""
+    return path.parent == of.parent and path.name.startswith(f".{of.name}.") and bool(LEFT_OVER.fullmatch(path.name))
+
+
 def sweep(folder: Path) -> None:
     """Removes what was interrupted while it had a name of `beside`, in a folder that nobody else is writing to."""
     for path in folder.glob(".*"):

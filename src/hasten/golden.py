@@ -118,8 +118,13 @@ def replay_golden(variant: Variant, *, threads: int = 1) -> float:
         ParityError: The difference is above `GOLDEN_TOLERANCE`.
     """
     golden = _read(variant)
-    now = predict_logits(open_runtime(variant, threads=threads), golden.texts)
-    difference = float(np.abs(now - np.asarray(golden.logits, dtype=np.float32)).max())
+    now, then = predict_logits(open_runtime(variant, threads=threads), golden.texts), np.asarray(golden.logits)
+    if now.shape != then.shape or not now.size:
+        raise ArtifactError(
+            f"{variant.path}: logits of shape {list(then.shape)} were recorded, it gives {list(now.shape)}; "
+            "rebuild the folder"
+        )
+    difference = float(np.abs(now - then.astype(np.float32)).max())
     if not difference <= GOLDEN_TOLERANCE:
         raise ParityError(
             f"{variant.path}: logits differ by {difference:.2g} from those recorded when the folder was made "

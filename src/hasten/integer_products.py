@@ -61,6 +61,8 @@ def _write_integer_product(model: ir.Model, product: ir.Node, given: ir.Node, we
     Weights are symmetric: their zero points are 0 and left out.
     """
     (rounded, scale, zero_point), (matrix, weight_scale) = given.inputs[:3], weight.inputs[:2]
+    if rounded is not None and (rounding := rounded.producer()) is not None:
+        rounding.name = f"{product.name}_{ROUND}"  # after where it belongs, and not what it rounds
     inputs, result = [rounded, matrix, scale, weight_scale, zero_point], product.outputs[0]
     addition, bias = _bias_after(product)
     if addition is not None:

@@ -2,7 +2,8 @@
 
 Each text is run alone, in a random batch, and among mates that stretch a batch's activations: the longest text, a run
 of tokens that the tokenizer does not know, a long repetition, and the text whose logits are largest. The made-up mates
-are cut to the length of the longest text, except in the first batch, which is as long as they get.
+are cut to the length of the longest text, except in the first batch, which is as long as they get. Nothing is longer
+than `LONGEST_TOKENS` here: the memory that a batch takes grows with the square of its length.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from hasten.errors import DataError
-from hasten.runtime import Logits, Runtime, predict_logits
+from hasten.runtime import Logits, Runtime
 from hasten.tokenization import Encoding
 
 TOLERANCE = 1e-5
 BATCH = 8
 AMONG_MATES = 12
-REPETITIONS = 512
+REPETITIONS, REPEATED_CHARACTERS = 512, 1000
+LONGEST_TOKENS = 512
 UNKNOWN = "\U0001f9ff\u16a0\u2603 " * 64
 
 
@@ -56,13 +58,13 @@ def batch_invariance(runtime: Runtime, texts: Sequence[str], *, seed: int = 0) -
     """
     if not texts:
         raise DataError("batch invariance is measured on texts; none were given")
-    alone = predict_logits(runtime, texts)
-    encodings = runtime.encode(texts)
+    encodings = [_cut(encoding, LONGEST_TOKENS) for encoding in runtime.encode(texts)]
+    alone = np.concatenate([runtime.infer([encoding]) for encoding in encodings])
     order = np.random.default_rng(seed).permutation(len(texts)).tolist()
     batches = [(order[at : at + BATCH], list[Encoding]()) for at in range(0, len(order), BATCH)]
     mates = _adversaries(runtime, texts, encodings, alone)
     longest = max(map(len, encodings))
-    cut = [Encoding(ids=mate.ids[:longest], type_ids=mate.type_ids[:longest]) for mate in mates]
+    cut = [_cut(mate, longest) for mate in mates]
     for at in range(0, len(order), AMONG_MATES):
         batches.append((order[at : at + AMONG_MATES], cut if at else mates))
     flips, difference = 0, 0.0
@@ -83,4 +85,9 @@ def _adversaries(
 ) -> list[Encoding]:
     longest = max(encodings, key=len)
     largest = encodings[int(np.abs(alone).max(axis=-1).argmax())]
-    return [longest, largest, *runtime.encode([UNKNOWN, f"{texts[0]} " * REPETITIONS])]
+    made_up = runtime.encode([UNKNOWN, f"{texts[0][:REPEATED_CHARACTERS]} " * REPETITIONS])
+    return [longest, largest, *(_cut(mate, LONGEST_TOKENS) for mate in made_up)]
+
+
+def _cut(encoding: Encoding, tokens: int) -> Encoding:
+    return Encoding(ids=encoding.ids[:tokens], type_ids=encoding.type_ids[:tokens])

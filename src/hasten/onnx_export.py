@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hasten.errors import ArtifactError
+from hasten.errors import ArtifactError, MissingExtraError
 from hasten.fidelity import prove_parity
 from hasten.golden import GOLDEN_TEXTS, finish
 from hasten.measurement import library_versions
@@ -20,7 +20,6 @@ from hasten.torch_runtime import load_torch_model
 from hasten.tracing import OPSET, trace
 from hasten.variant import StepRecord, Variant, building, copy_configuration
 
-SCOPES = "pkg.torch.onnx.name_scopes"
 VERSIONED = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -87,27 +86,18 @@ def _record(source: Variant, options: ExportOptions, facts: dict[str, Any]) -> S
 
 def _write_graph(source: Variant, path: Path) -> dict[str, Any]:
     """Writes the fused graph; what was fused."""
-    import onnx
+    try:
+        import onnx
 
-    from hasten.onnx_fusion import fuse, require_fused
-
+        from hasten.onnx_fusion import fuse, require_fused
+    except ImportError as error:
+        raise MissingExtraError("onnx with onnxscript", "optimize") from error
     model = load_torch_model(source, attention="eager")
     graph = trace(model)
-    _rename_nodes(graph)
     fused = fuse(graph, source.manifest.max_tokens)
     _strip_metadata(fused)
     onnx.save_model(fused, path)
     return require_fused(fused, model.config)
-
-
-def _rename_nodes(graph: Any) -> None:
-    """Names each node `<module path>/<its name>`, from the scopes the exporter recorded."""
-    from ast import literal_eval
-
-    for node in graph.graph.node:
-        recorded = {entry.key: entry.value for entry in node.metadata_props}.get(SCOPES, "['', '']")
-        modules = [scope for scope in literal_eval(recorded)[:-1] if scope and not scope.startswith("_")]
-        node.name = f"{modules[-1] if modules else ''}/{node.name}"
 
 
 def _strip_metadata(graph: Any) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -192,7 +193,8 @@ def quantize_graph(
     }
     extra: dict[str, Any] = {"DefaultTensorType": FLOAT_TENSOR, "MatMulConstBOnly": True}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet_quantizer():
-        graph = source.path / source.weights
+        graph = Path(folder) / "source.onnx"  # a copy: onnxruntime's quantizer writes beside what it reads
+        shutil.copyfile(source.path / source.weights, graph)
         if options.embeddings:
             lookups, graph = graph, Path(folder) / "embeddings.onnx"
             quantize_dynamic(lookups, graph, op_types_to_quantize=[LOOKUP], extra_options=extra, **common)

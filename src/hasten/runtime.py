@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import ArtifactError
-from hasten.tokenization import Encoding, TextEncoder, pad_token_id, padded
+from hasten.tokenization import MODEL_INPUTS, Encoding, TextEncoder, pad_token_id, padded
 from hasten.variant import Variant
 
 Logits = NDArray[np.float32]
@@ -108,11 +108,22 @@ class OnnxRuntime:
         except Exception as error:  # onnxruntime's errors share no public base
             raise ArtifactError(f"{path}: onnxruntime cannot load it: {error}") from error
         self._inputs = [node.name for node in self._session.get_inputs()]
+        self._require_classifier(variant)
         # A session's threads serve all that call it, so several inferences of several threads need one each.
         self._apart = threading.local() if threads > 1 and workers > 1 else None
         self._encode = TextEncoder(variant)
         self._pad_id = pad_token_id(variant)
         self.labels = variant.labels
+
+    def _require_classifier(self, variant: Variant) -> None:
+        """Refuses a graph that does not go with the rest of its folder."""
+        given = {node.name: node.shape for node in self._session.get_outputs()}
+        width = given.get("logits", [0])[-1]  # a name where it is not fixed
+        if set(self._inputs) - set(MODEL_INPUTS) or (isinstance(width, int) and width != len(variant.labels)):
+            raise ArtifactError(
+                f"{variant.path}: its graph takes {', '.join(self._inputs)} and gives {given}, where a classifier of "
+                f"{len(variant.labels)} labels takes {', '.join(MODEL_INPUTS)} and gives logits; rebuild the folder"
+            )
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenizes texts; see `Runtime.encode`."""

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from hasten.errors import ArtifactError, DataError
 from hasten.variant import Variant
 
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
@@ -93,7 +95,7 @@ def padded(encodings: Sequence[Encoding], pad_id: int) -> dict[str, NDArray[np.i
         pad_id: Token id to fill with.
 
     Returns:
-        `input_ids`, `attention_mask`, `token_type_ids`; each of shape [batch, longest tokens].
+        `MODEL_INPUTS` by name; each of shape [batch, longest tokens].
     """
     shape = (len(encodings), max((len(e) for e in encodings), default=0) or 1)
     ids = np.full(shape, pad_id, dtype=np.int64)
@@ -102,4 +104,4 @@ def padded(encodings: Sequence[Encoding], pad_id: int) -> dict[str, NDArray[np.i
         ids[row, : len(encoding)] = encoding.ids
         mask[row, : len(encoding)] = 1
         types[row, : len(encoding)] = encoding.type_ids
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    return dict(zip(MODEL_INPUTS, (ids, mask, types), strict=True))

@@ -7,7 +7,7 @@ from inspect import signature
 from typing import Any
 
 from hasten.errors import ArtifactError, MissingExtraError
-from hasten.tokenization import Encoding, TextEncoder, pad_token_id, padded
+from hasten.tokenization import MODEL_INPUTS, Encoding, TextEncoder, pad_token_id, padded
 from hasten.variant import Parameters, Variant
 
 
@@ -74,9 +74,9 @@ class TorchRuntime:
 
 
 def model_inputs(model: Any) -> tuple[str, ...]:
-    """Which of `input_ids`, `attention_mask` and `token_type_ids` a transformers model takes."""
+    """Which of `MODEL_INPUTS` a transformers model takes."""
     parameters = signature(model.forward).parameters
-    return tuple(name for name in ("input_ids", "attention_mask", "token_type_ids") if name in parameters)
+    return tuple(name for name in MODEL_INPUTS if name in parameters)
 
 
 def quiet_transformers() -> None:

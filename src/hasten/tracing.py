@@ -16,6 +16,7 @@ from hasten.errors import ArtifactError, MissingExtraError
 from hasten.torch_runtime import model_inputs
 
 OPSET = 18
+SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def trace(model: Any) -> Any:
@@ -25,7 +26,8 @@ def trace(model: Any) -> Any:
         model: A transformers classifier, loaded with the attention `eager`: the others leave more nodes.
 
     Returns:
-        The ONNX `ModelProto`; inputs named as transformers names them, output `logits`, batch and sequence symbolic.
+        The ONNX `ModelProto`; inputs named as transformers names them, output `logits`, batch and sequence symbolic,
+        nodes named `<module path>/<name>`.
 
     Raises:
         ArtifactError: The exporter cannot trace the architecture.
@@ -50,7 +52,19 @@ def trace(model: Any) -> Any:
         raise ArtifactError(f"PyTorch's exporter cannot trace the architecture {kind!r}: {error}") from error
     if program is None:
         raise ArtifactError(f"PyTorch's exporter gave no graph for the architecture {model.config.model_type!r}")
-    return program.model_proto
+    graph = program.model_proto
+    _rename_nodes(graph)
+    return graph
+
+
+def _rename_nodes(graph: Any) -> None:
+    """Names each node `<module path>/<its name>`, from the scopes the exporter recorded."""
+    from ast import literal_eval
+
+    for node in graph.graph.node:
+        recorded = {entry.key: entry.value for entry in node.metadata_props}.get(SCOPES, "['', '']")
+        modules = [scope for scope in literal_eval(recorded)[:-1] if scope and not scope.startswith("_")]
+        node.name = f"{modules[-1] if modules else ''}/{node.name}"
 
 
 @contextmanager

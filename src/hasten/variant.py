@@ -14,8 +14,9 @@ any file is parsed by anything else.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,10 +25,12 @@ from typing import Any, Literal
 import msgspec
 
 from hasten.errors import ArtifactError, HastenError, UsageError
-from hasten.files import LEFT_OVER, beside, file_sha256, read_document, write_atomically
+from hasten.files import beside, file_sha256, is_left_over, read_document, write_atomically
 
 SCHEMA = "hasten.variant/1"
+RUN = "run.json"  # of a folder that holds variants
 MANIFEST = "variant.json"
+PLAIN_NAME = re.compile(r"[^./\\\x00][^/\\\x00]*")
 CONFIGURATION = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
 Task = Literal["single_label_classification", "multi_label_classification", "regression", "token_classification"]
@@ -131,7 +134,7 @@ class Manifest:
 
     Attributes:
         schema: `hasten.variant/1`.
-        name: The variant's name, such as `onnx-int8`.
+        name: The variant's name, such as `onnx-int8`; files are named after it, so it has no slash.
         task: What the logits mean.
         format: `torch` (safetensors), `onnx` or `openvino`.
         precision: `fp32` or `int8`.
@@ -213,11 +216,7 @@ def open_variant(path: Path | str) -> Variant:
     """
     folder = Path(path).resolve()
     manifest = _read_manifest(folder)
-    present = {
-        str(p.relative_to(folder)) for p in folder.rglob("*")
-        if (p.is_symlink() or not p.is_dir()) and not LEFT_OVER.fullmatch(p.name)
-    }  # fmt: skip
-    if strangers := present - {MANIFEST} - set(manifest.files):
+    if strangers := _strangers(folder, manifest.files):
         raise ArtifactError(
             f"{folder}: file not named in {MANIFEST}: {', '.join(sorted(strangers))}; rebuild the folder"
         )
@@ -228,9 +227,26 @@ def open_variant(path: Path | str) -> Variant:
 
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such folder; a run that chose no variant says why in its report.md")
     if not path.is_file():
-        raise ArtifactError(f"{folder}: no {MANIFEST}; not a folder that hasten made (import a checkpoint first)")
-    return read_document(path, Manifest, SCHEMA, ArtifactError)
+        what = "a run; name its folder `chosen`, or one in `variants`" if (folder / RUN).is_file() else (
+            f"no {MANIFEST}; not a folder that hasten made (import a checkpoint first)"
+        )  # fmt: skip
+        raise ArtifactError(f"{folder}: {what}")
+    manifest = read_document(path, Manifest, SCHEMA, ArtifactError)
+    if not PLAIN_NAME.fullmatch(manifest.name):
+        raise ArtifactError(f"{path}: the name {manifest.name!r} has a slash or begins with a dot")
+    return manifest
+
+
+def _strangers(folder: Path, known: Collection[str]) -> set[str]:
+    """Files of a variant folder that its manifest does not name."""
+    present = {
+        str(p.relative_to(folder)) for p in folder.rglob("*")
+        if (p.is_symlink() or not p.is_dir()) and not is_left_over(p, folder / MANIFEST)
+    }  # fmt: skip
+    return present - {MANIFEST, *known}
 
 
 def _check_file(folder: Path, name: str, expected: str) -> None:
@@ -282,12 +298,27 @@ def check_place(out: Path) -> None:
         out: Where a finished folder shall stand.
 
     Raises:
-        UsageError: There is a file, a link, or a folder with other things in it than a variant.
+        UsageError: There is a file, a link, or a folder with other things in it than a variant; or it is inside of
+            another variant, which would then hold what it does not know.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UsageError(f"{out}: is a file or a link; name a new folder, or one that holds a variant")
-    if out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
+    if out.is_dir() and _strangers(out, _named_files(out)):
         raise UsageError(f"{out}: holds other things than a variant, which would be lost; name another folder")
+    if outer := next((parent for parent in out.resolve().parents if (parent / MANIFEST).is_file()), None):
+        raise UsageError(f"{out}: is inside of the variant {outer}; name a folder beside it")
+
+
+def _named_files(folder: Path) -> set[str]:
+    """The files that a folder's manifest names; none where it has no manifest that can be read."""
+    try:
+        return set(msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Files).files)
+    except (OSError, msgspec.MsgspecError):
+        return set()
+
+
+class _Files(msgspec.Struct):
+    files: dict[str, str]
 
 
 def _replace_folder(draft: Path, out: Path) -> None:

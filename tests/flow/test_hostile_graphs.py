@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -125,3 +127,27 @@ def test_empty_calibration_texts_are_refused(exported: Variant, tmp_path: Path) 
     with pytest.raises(DataError, match="all 2 given are empty"):
         quantize(exported, tmp_path / "onnx-int8", texts=["", " "])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_does_not_go_with_its_labels_or_inputs_is_refused(folder: Path) -> None:
+    manifest = open_variant(folder).manifest
+    seal(folder, replace(manifest, labels=[*manifest.labels, "another"]))
+    with pytest.raises(ArtifactError, match="where a classifier of 4 labels takes"):
+        replay_golden(open_variant(folder))
+    seal(folder, manifest)
+    graph = onnx.load(folder / "model.onnx")
+    graph.graph.input[0].name = "words"
+    for node in graph.graph.node:
+        node.input[:] = ["words" if name == "input_ids" else name for name in node.input]
+    with pytest.raises(ArtifactError, match="its graph takes words"):
+        open_runtime(resealed(folder, graph))
+
+
+def test_golden_logits_of_another_shape_are_refused(folder: Path) -> None:
+    manifest = open_variant(folder).manifest
+    golden = msgspec.json.decode((folder / "golden.json").read_bytes())
+    for changes in ({"texts": [], "logits": []}, {"logits": golden["logits"][:1]}):
+        (folder / "golden.json").write_bytes(msgspec.json.encode(golden | changes))
+        seal(folder, manifest)
+        with pytest.raises(ArtifactError, match="were recorded, it gives"):
+            replay_golden(open_variant(folder))

@@ -86,9 +86,9 @@ def test_threads_ask_at_the_same_time_and_get_their_own_answers(bert: tuple[Vari
 
 
 def test_breakdown_finds_the_layers(bert: tuple[Variant, Variant]) -> None:
-    times = breakdown(bert[1], TEXTS[:3], threads=1)
-    assert times["tokenizer"] > 0
-    assert times["attention"] + times["feed-forward"] + times["other"] > 0
+    times = breakdown(bert[1], TEXTS, threads=1)
+    assert min(times[group] for group in ("tokenizer", "attention", "feed-forward")) > 0
+    assert times["other"] < sum(times.values()) / 2
 
 
 def test_other_formats_are_refused(bert: tuple[Variant, Variant], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from hasten.intervals import Interval
 from hasten.onnx_export import export
 from hasten.packing import unpack
 from hasten.quantization import QuantizeOptions, products, quantize
-from hasten.runtime import OnnxRuntime, predict_logits
+from hasten.runtime import OnnxRuntime, open_runtime, predict_logits
 from hasten.smoothing import channel_peaks, smooth, smoothing_scales
 from hasten.variant import PlanRow, ThreadPlan, Variant, building, open_variant, seal
 from hasten.workload import Workload
@@ -247,3 +248,35 @@ def test_products_go_back_to_fp32_one_by_one_until_the_loss_is_allowed(
         source=source, texts=TEXTS[:5], valid=valid, options=QuantizeOptions(), max_lost_points=0.3, threads=1
     ), tmp_path)  # fmt: skip
     assert (choice.loss, choice.options.keep) == ("holds", tuple(choice.sensitivity)[:2])
+
+
+@pytest.mark.parametrize(
+    "architecture", ["albert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta"]
+)
+def test_every_architecture_is_faithful_and_batch_invariant_in_int8(
+    architecture: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = exported(architecture, checkpoint, tmp_path)
+    there = sorted(source.path.iterdir())
+    made = quantize(source, tmp_path / "int8", QuantizeOptions(smoothing=0.5), texts=TEXTS)
+    assert made.manifest.batch_invariant
+    operators = Counter(node.op_type for node in onnx.load(made.path / "model.onnx").graph.node)
+    assert operators["MatMulIntegerToFloat"] + operators["QAttention"] == len(products(source)) > 0
+    assert not set(products(source)) & set(products(made))
+    before, after = predict_logits(open_runtime(source), TEXTS), predict_logits(open_runtime(made), TEXTS)
+    assert np.abs(after - before).max() <= 0.1 * np.abs(before).max()
+    assert sorted(source.path.iterdir()) == there
+
+
+def test_a_quantizer_that_fails_leaves_nothing_in_the_folder_it_reads(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path, *_: object, **__: object) -> None:
+        (path.parent / "model-inferred.onnx").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    source = exported("bert", checkpoint, tmp_path)
+    monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(source, tmp_path / "int8", texts=TEXTS)
+    assert open_variant(source.path) == source

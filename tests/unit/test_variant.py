@@ -112,7 +112,6 @@ def test_nothing_stands_at_the_place_before_the_end(tmp_path: Path) -> None:
 
 
 def test_building_replaces_a_whole_folder(folder: Path) -> None:
-    (folder / "stranger.txt").write_text("old")
     made = make(folder, weights=b"newer")
     assert (folder / "model.safetensors").read_bytes() == b"newer"
     assert open_variant(folder) == made
@@ -133,7 +132,17 @@ def folder_of_others(place: Path) -> None:
     (place / "thesis.tex").write_text("the user's")
 
 
-@pytest.mark.parametrize("there", [file, link, folder_of_others])
+def variant_with_notes(place: Path) -> None:
+    make(place)
+    (place / "notes.txt").write_text("the user's")
+
+
+def variant_of_an_unknown_kind(place: Path) -> None:
+    make(place)
+    (place / MANIFEST).write_text("{")
+
+
+@pytest.mark.parametrize("there", [file, link, folder_of_others, variant_with_notes, variant_of_an_unknown_kind])
 def test_nothing_but_a_variant_is_replaced(there: Callable[[Path], None], tmp_path: Path) -> None:
     there(tmp_path / "out")
     before = sorted(tmp_path.rglob("*"))
@@ -256,13 +265,6 @@ def test_an_unknown_kind_is_refused(folder: Path, changes: dict[str, object]) ->
         open_variant(folder)
 
 
-def test_what_is_no_variant_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"no variant\.json"):
-        open_variant(tmp_path)
-    with pytest.raises(ArtifactError, match=r"no variant\.json"):
-        open_variant(tmp_path / "none")
-
-
 def test_configuration_is_shared_and_weights_are_not(folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     copy_configuration(replace(open_variant_unchecked(folder)), tmp_path)
@@ -287,3 +289,34 @@ def test_writing_atomically_replaces_or_keeps(tmp_path: Path, monkeypatch: pytes
         write_atomically(path, b"three")
     assert path.read_bytes() == b"two"
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_no_variant_is_put_into_another(folder: Path) -> None:
+    with pytest.raises(UsageError, match="is inside of the variant"):
+        make(folder / "onnx")
+    assert open_variant(folder).path == folder
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc/x", "a\\b", ".x", "a\x00"])
+def test_a_name_that_would_lead_elsewhere_is_refused(folder: Path, name: str) -> None:
+    edit(folder, name=name)
+    with pytest.raises(ArtifactError, match="has a slash or begins with a dot"):
+        open_variant(folder)
+
+
+def test_what_is_no_variant_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run.json").write_text("{}")
+    for place, says in ((tmp_path / "none", "no such folder"), (tmp_path / "empty", "not a folder that hasten made"),
+                        (tmp_path, "a run; name its folder `chosen`")):  # fmt: skip
+        with pytest.raises(ArtifactError, match=says):
+            open_variant(place)
+
+
+@pytest.mark.parametrize("name", [".w.12345678.draft", "deeper/.variant.json.12345678.draft"])
+def test_only_what_writing_the_manifest_leaves_is_no_stranger(folder: Path, name: str) -> None:
+    (folder / ".variant.json.12345678.draft").write_text("{")
+    open_variant(folder)
+    (folder / name).write_text("weights")
+    with pytest.raises(ArtifactError, match="not named in variant"):
+        open_variant(folder)
