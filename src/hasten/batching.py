@@ -27,6 +27,7 @@ Item = TypeVar("Item")
 Row = TypeVar("Row")
 
 
+LATE = "the answer would come after its deadline; try again later"
 LEAST_WATCH_S = 1e-3  # between two looks at who waited too long
 PROBE_EVERY, PROBE_SHARE = 20, 0.1  # of what an idle batcher would refuse; of the predicted time that must be left
 FIRST_DEVIATION_S = 5e-4
@@ -141,6 +142,8 @@ class Batcher(Generic[Item, Row]):
         """
         if self._closing:
             raise OverloadedError("closing: no new requests are taken", reason="closing")
+        if len(self._waiting) + rows > self._limits.max_queue:
+            self._drop_done()
         if (waiting := len(self._waiting)) + rows > self._limits.max_queue:
             raise OverloadedError(
                 f"{waiting} rows wait, {rows} more would exceed the limit of {self._limits.max_queue}; try again later",
@@ -167,21 +170,29 @@ class Batcher(Generic[Item, Row]):
         Raises:
             OverloadedError: They could only be answered late.
         """
-        own_s = self._own_s.mean if self._waiting else 0.0
-        self._require_in_time(self.queued_s() + own_s, deadline_s - perf_counter())
+        if (late_s := self.late_s(deadline_s)) > 0:
+            raise OverloadedError(LATE, reason="late", retry_after_s=late_s)
 
-    def _require_in_time(self, ahead_s: float, left_s: float) -> None:
-        late_s = self._late_s(ahead_s, left_s)
-        if late_s > 0:
-            # What was learnt must not close the door for ever; what was hopeless from the start says nothing of it.
-            promising = self._costs.at_start(ahead_s) + self._lateness_s.first_bound <= left_s
-            if promising and not self._running and not self._waiting:
-                self._costs.relax()
-                self._lateness_s.relax()
-            raise OverloadedError(
-                f"the answer would come {1000 * late_s:.1f} ms after its deadline; try again later", reason="late",
-                retry_after_s=late_s,
-            )  # fmt: skip
+    def late_s(self, deadline_s: float) -> float:
+        """By how many seconds such rows would miss a deadline, see `require_time`; none above 0 where they would not.
+
+        Args:
+            deadline_s: When they must be answered, on the clock of `perf_counter`.
+
+        Returns:
+            Seconds.
+        """
+        own_s = self._own_s.mean if self._waiting else 0.0
+        return self._judged_late_s(self.queued_s() + own_s, deadline_s - perf_counter())
+
+    def _judged_late_s(self, ahead_s: float, left_s: float) -> float:
+        """`_late_s` of what will be refused for it, from which it is to be learnt."""
+        late_s, idle = self._late_s(ahead_s, left_s), not self._running and not self._waiting
+        # What was learnt must not close the door for ever; what was hopeless from the start says nothing of it.
+        if late_s > 0 and idle and self._costs.at_start(ahead_s) + self._lateness_s.first_bound <= left_s:
+            self._costs.relax()
+            self._lateness_s.relax()
+        return late_s
 
     def _late_s(self, ahead_s: float, left_s: float) -> float:
         return ahead_s + max(0.0, self._lateness_s.bound) - left_s
@@ -220,19 +231,17 @@ class Batcher(Generic[Item, Row]):
             Exception: What `compute` raised for the first item that failed.
         """
         admitted, predicted_s = self._admit(items, costs_tokens, deadline_s)
+        answers: list[Answer[Row]] = []
         try:
-            outcomes = [await outcome for outcome in admitted]
-        except asyncio.CancelledError:
+            for outcome in admitted:
+                if isinstance(found := await outcome, _Failure):
+                    raise found.error
+                answers.append(found)
+        except BaseException:
             for outcome in admitted:
                 outcome.cancel()
-            # Nobody waits for a cancelled row any more: to compute it would only delay the others.
-            self._wait([waiter for waiter in self._waiting if not waiter.outcome.done()])
+            self._drop_done()
             raise
-        answers: list[Answer[Row]] = []
-        for outcome in outcomes:
-            if isinstance(outcome, _Failure):
-                raise outcome.error
-            answers.append(outcome)
         # By now, when the answer can be sent; what came early makes none late.
         self._lateness_s.observe(max(0.0, perf_counter() - predicted_s))
         return answers
@@ -253,8 +262,8 @@ class Batcher(Generic[Item, Row]):
             self._own_s.observe(own_s)
             if self._probes(ahead_s, deadline_s - now_s):
                 deadline_s = NEVER
-            else:
-                self._require_in_time(ahead_s, deadline_s - now_s)
+            elif (late_s := self._judged_late_s(ahead_s, deadline_s - now_s)) > 0:
+                raise OverloadedError(LATE, reason="late", retry_after_s=late_s)
         admitted: list[_Waiter[Item, Row]] = [
             _Waiter(
                 item=item,
@@ -296,6 +305,10 @@ class Batcher(Generic[Item, Row]):
         self._waiting = waiting
         self._waiting_s = sum([waiter.alone_s for waiter in waiting])
 
+    def _drop_done(self) -> None:
+        # Nobody waits for a cancelled row any more: to compute it would only delay the others.
+        self._wait([waiter for waiter in self._waiting if not waiter.outcome.done()])
+
     def _next_batch(self) -> list[_Waiter[Item, Row]]:
         oldest, younger = self._in_time(LOOK_AHEAD * self._limits.max_batch)
         lengths, now_s = [waiter.cost_tokens for waiter in oldest], perf_counter()
@@ -315,9 +328,11 @@ class Batcher(Generic[Item, Row]):
         for position, waiter in enumerate(self._waiting):
             if len(kept) == most:
                 return kept, self._waiting[position:]
+            if waiter.outcome.done():
+                continue
             if now_s + waiter.alone_s <= waiter.deadline_s:
                 kept.append(waiter)
-            elif not waiter.outcome.done():
+            else:
                 error = OverloadedError("waited too long to be answered in time; try again later", reason="expired")
                 waiter.outcome.set_result(_Failure(error=error))
         return kept, []

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -92,8 +93,15 @@ class Reply:
 
     def message(self, more: RawHeaders = ()) -> bytes:
         """The reply as HTTP/1.1 has it on the wire (RFC 9112), with further headers."""
-        head = b"".join(b"%b: %b\r\n" % header for header in (*more, *self.raw_headers))
-        return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (self.status, HTTPStatus(self.status).phrase.encode(), head, self.body)
+        first = b"".join([b"%b: %b\r\n" % header for header in more])
+        own = "".join([f"{name}: {value}\r\n" for name, value in self.headers.items()]).encode("latin-1")
+        last = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(self.body)
+        return b"".join((_status_line(self.status), first, own, last, self.body))
+
+
+@cache
+def _status_line(status: int) -> bytes:
+    return b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

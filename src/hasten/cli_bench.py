@@ -28,7 +28,9 @@ bench_app = typer.Typer()
 def bench(
     url: Annotated[str, typer.Argument(help="Where the server is, such as http://127.0.0.1:8000.")],
     texts: Annotated[str, typer.Option(help="Texts to ask; labels not needed.")],
-    rate: Annotated[float, typer.Option(help="Requests a second, on average.")] = LOAD.rate,
+    rate: Annotated[
+        float, typer.Option(help="Requests a second, on average; with --find-max, where it starts.")
+    ] = LOAD.rate,
     seconds: Annotated[float, typer.Option(help="For how long; with --find-max, each trial.")] = LOAD.seconds,
     p99_ms: Annotated[float, typer.Option(help="Within how many milliseconds an answer is good.")] = LOAD.p99_ms,
     find_max: Annotated[bool, typer.Option("--find-max", help="Look for the highest rate whose p99 holds.")] = False,
@@ -53,6 +55,7 @@ def bench(
     asked = read_texts(texts, text_column=text_column)
     if histogram is not None:
         load.histogram([])  # what is missing is said before anything is measured
+    load.require_up(url, asked[0])
     own_ms = load.overhead_ms(seed)
 
     def try_rate(offered: float) -> Load:

@@ -268,8 +268,8 @@ class Connection(HttpToolsProtocol):
         )
         if (reply := way.refusal(call)) is not None:
             self._refused = True
-            self._owed += 1
-            self._send(reply, keep_alive=keep_alive and not self.expect_100_continue)
+            self._write(reply, keep_alive=keep_alive and not self.expect_100_continue)
+            self.server_state.total_requests += 1
             return True
         if self.expect_100_continue:
             return False
@@ -296,12 +296,16 @@ class Connection(HttpToolsProtocol):
             self._send(reply, keep_alive=call.keep_alive)
 
     def _send(self, reply: Reply, *, keep_alive: bool) -> None:
+        self._write(reply, keep_alive=keep_alive)
+        self.on_response_complete()
+
+    def _write(self, reply: Reply, *, keep_alive: bool) -> None:
         says_so = reply.headers.get("connection") == "close"
         closing = [] if keep_alive or says_so else [(b"connection", b"close")]
         self.transport.write(reply.message([*self.server_state.default_headers, *closing]))
         if says_so or not keep_alive:
             self.transport.close()
-        self.on_response_complete()
+            self._give_up_soon()
 
     def _rest(self) -> None:
         """Waits for the next request, where the reply came before the end of the body."""

@@ -8,6 +8,7 @@ every batch moves a factor on t, and the spread of that factor makes the bound.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -74,6 +75,18 @@ class CostModel:
     def bound(self, rows: int, tokens: int) -> float:
         """What it seldom exceeds; arguments and unit as of `seconds`."""
         return self._factor.bound * self._surface(rows, tokens)
+
+    def longest_within(self, seconds: float, most: int) -> int:
+        """The longest single row that seldom takes longer.
+
+        Args:
+            seconds: How long it may take.
+            most: Longest there is, in tokens.
+
+        Returns:
+            Tokens; 0 if not even one is that fast.
+        """
+        return bisect_right(range(1, most + 1), seconds, key=lambda tokens: self.bound(1, tokens))
 
     def observe(self, rows: int, tokens: int, seconds: float) -> None:
         """Learns what one took; arguments as of `seconds`."""

@@ -32,6 +32,7 @@ EXPECTED = 440  # so that hardly ever fewer than those come (three standard devi
 PRECISION = 0.05  # of the rate that is looked for
 OVERHEAD_S, OVERHEAD_RATE = 2.0, 50.0
 HIGHEST_MS, DIGITS = 60_000, 3
+JSON = {"content-type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +148,23 @@ def asked_rows(options: LoadOptions, texts: int, requests: int) -> NDArray[np.in
     return np.random.default_rng(options.seed + 1).integers(0, texts, requests)
 
 
+def require_up(url: str, text: str) -> None:
+    """Asks once, so that a server that is not there is told before a load is offered for nothing.
+
+    Args:
+        url: Where the server is.
+        text: What is asked.
+
+    Raises:
+        MeasurementError: There was no reply.
+        UsageError: `url` is not that of a server.
+    """
+    body = msgspec.json.encode({"inputs": text})
+    (found,) = uvloop.run(post_when_due(f"{url.rstrip('/')}/predict", [body], [0.0], JSON))
+    if not found.status:
+        raise MeasurementError(f"{url}: no reply to a first request; is a server there?")
+
+
 def offer(url: str, texts: Sequence[str], options: LoadOptions) -> Load:
     """Offers a load to a server and waits for the last answer.
 
@@ -164,7 +182,7 @@ def offer(url: str, texts: Sequence[str], options: LoadOptions) -> Load:
     """
     due = due_times(options)
     bodies = [msgspec.json.encode({"inputs": texts[row]}) for row in asked_rows(options, len(texts), len(due))]
-    headers = {"content-type": "application/json", "x-hasten-deadline-ms": f"{options.p99_ms:g}"}
+    headers = JSON | {"x-hasten-deadline-ms": f"{options.p99_ms:g}"}
     sending = post_when_due(f"{url.rstrip('/')}/predict", bodies, due.tolist(), headers)
     load = sorted_out(uvloop.run(sending), options)
     if not load.latencies_ms and not load.refused_ms:

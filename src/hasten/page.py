@@ -21,4 +21,5 @@ def _html() -> str:
 def page() -> Response:
     """The page; it may load nothing and ask nobody but the server that it is from."""
     headers = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+    headers |= {"vary": "accept"}  # the same address answers programs in JSON
     return Response(_html(), headers=headers, media_type="text/html")

@@ -49,12 +49,12 @@ class ServeOptions:
         """Checks the ranges.
 
         Raises:
-            UsageError: The deadline is not above 0 or not finite, or there is no process, worker or thread.
+            UsageError: The deadline is not above 0 or not finite, or there is none of something that must be there.
         """
-        for name in ("processes", "workers", "threads"):
+        for name in ("processes", "workers", "threads", "max_batch", "max_queue"):
             number: int | None = getattr(self, name)
             if number is not None and number < 1:
-                raise UsageError(f"--{name} is at least 1, not {number}")
+                raise UsageError(f"--{name.replace('_', '-')} is at least 1, not {number}")
         if self.p99_ms is not None and not 0 < self.p99_ms < float("inf"):
             raise UsageError(f"--p99-ms is a number of milliseconds above 0, not {self.p99_ms:g}")
 

@@ -148,6 +148,7 @@ class Served:
             max_batch=max_batch, max_padded_tokens=options.max_padded_tokens, max_queue=options.max_queue
         )
         self.most_rows = min(options.max_rows, self._limits.max_queue)
+        self._p99_ms = options.p99_ms
         self._at_once = characters_at_once(available_cores() / options.processes)
         self._tokenizing_rows = self._tokenizing_characters = 0
         self._character_s = Spread(mean=FIRST_CHARACTER_S, deviation=FIRST_CHARACTER_S)
@@ -157,10 +158,21 @@ class Served:
     async def start(self) -> None:
         """Warms up, measures what an inference costs, and opens the queue."""
         costs = await aside(self._warm_up)
+        self._say_what_fits(costs)
         self.batcher = Batcher(
             self._compute, self._limits, workers=self.loaded.workers, costs=costs, prepare=self._prepare
         )
         await self.batcher.open()
+
+    def _say_what_fits(self, costs: CostModel) -> None:
+        """Else a deadline that the artifact cannot keep here shows only when requests are refused."""
+        if self._p99_ms is None:
+            return
+        name, longest = self.loaded.name, costs.longest_within(self._p99_ms / 1000, self.loaded.max_tokens)
+        if not longest:
+            _log.warning("%s: no text can be answered within %g ms here: all will be refused", name, self._p99_ms)
+        elif longest < self.loaded.max_tokens:
+            _log.info("%s: texts above %d tokens take longer than %g ms and are refused", name, longest, self._p99_ms)
 
     def _warm_up(self) -> CostModel:
         limits = self._limits

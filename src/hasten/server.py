@@ -49,7 +49,7 @@ from hasten import __version__, openapi
 from hasten.asgi_calls import Endpoint
 from hasten.asked import Asked, RequestError
 from hasten.batch_choice import NEVER
-from hasten.batching import Answer
+from hasten.batching import LATE, Answer
 from hasten.calls import SHORT_WAY, Call, Reply, ShortWay
 from hasten.errors import DataError, OverloadedError
 from hasten.open_inference import JSON_LENGTH, asked_by_inference, model_metadata
@@ -65,6 +65,7 @@ ARTIFACT, DEADLINE, REQUEST_ID = "x-hasten-artifact", "x-hasten-deadline-ms", "x
 MOST_ID = 128
 TOKENIZERS = 2  # more than one, so that a long text does not hold up the short ones behind it
 OBSERVE_S = 0.25
+TOO_LATE = msgspec.json.encode({"error": LATE, "error_type": "overloaded"})
 
 _log = logging.getLogger(__name__)
 
@@ -189,15 +190,17 @@ class _Service:
 
     def refusal(self, call: Call) -> Reply | None:
         """The reply to a call that could only be late, told by the connection before the body is there."""
-        if not self.ready:
-            return None
         try:
-            self._served.require_time(call.read_s + self._allowed_s(call.header(DEADLINE)))
-        except OverloadedError as error:
-            return self._refused(error, _name_of(call))
+            deadline_s = call.read_s + self._allowed_s(call.header(DEADLINE))
         except RequestError:
-            pass  # a deadline that is none: told where the body is read
-        return None
+            return None  # a deadline that is none: told where the body is read
+        if not self.ready or deadline_s == NEVER or (late_s := self._served.batcher.late_s(deadline_s)) <= 0:
+            return None
+        # As `_refused` does, but by way of no error: under overload this is what is done most.
+        self._metrics.of_reason("late").inc()
+        self._metrics.of_status(429).inc()
+        headers = {REQUEST_ID: _name_of(call)[:MOST_ID], ARTIFACT: self._loaded.digest}
+        return Reply(status=429, body=TOO_LATE, headers=headers | {"retry-after": str(max(1, math.ceil(late_s)))})
 
     def _refused(self, error: Exception, name: str) -> Reply:
         refusal = self._explain(error, name)
@@ -269,7 +272,9 @@ class _Service:
             return page()
         about = {"server": f"hasten {__version__}", **self._loaded.identity, "labels": self._loaded.runtime.labels}
         routes = ["POST /predict", "POST /", "POST /v2/models/NAME/infer", "GET /health", "GET /metrics", "GET /docs"]
-        return _json({**about, "routes": routes})
+        reply = _json({**about, "routes": routes})
+        reply.headers["vary"] = "accept"
+        return reply
 
     def _require_named(self, name: str) -> None:
         if name != self._loaded.identity["name"]:

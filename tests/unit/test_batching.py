@@ -200,6 +200,56 @@ def test_cancelled_rows_leave_the_queue_make_room_and_are_not_computed() -> None
     run(scenario())
 
 
+def test_a_row_cancelled_in_the_same_moment_is_not_computed() -> None:
+    async def scenario() -> None:
+        gate = Gate(open_=True)
+        batcher = Batcher(gate, WIDE)
+        gate.opened.clear()
+        running = asyncio.create_task(batcher.submit("running", 7))
+        await gate.inside()
+        gone, stays = await admitted(batcher, ["gone", "stays"])
+        gate.opened.set()
+        while not running.done():  # the next batch is chosen while the cancelled task has not run yet
+            gone.cancel()
+            await asyncio.sleep(0)
+        assert (await stays).row == "STAYS"
+        assert gate.batches == [["running"], ["stays"]]
+        await batcher.close()
+
+    run(scenario())
+
+
+def test_what_belongs_to_a_failed_row_is_not_computed_for_nobody() -> None:
+    async def scenario() -> None:
+        gate = Gate(open_=True)
+        batcher = Batcher(gate, Limits(max_batch=1, max_padded_tokens=100, max_queue=9))
+        with pytest.raises(ValueError, match="bad"):
+            await batcher.submit_all(["bad", "at once", "later", "last"], [1, 1, 1, 1])
+        assert (await batcher.submit("next", 1)).row == "NEXT"
+        assert gate.batches in ([["bad"], ["at once"], ["next"]], [["bad"], ["next"]])
+        await batcher.close()
+
+    run(scenario())
+
+
+def test_a_batch_is_looked_for_among_the_oldest_alone() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        batcher = Batcher(gate, Limits(max_batch=2, max_padded_tokens=20, max_queue=99))
+        running = asyncio.create_task(batcher.submit("running", 7))
+        await gate.inside()
+        waiting = {"short": 1, "long1": 15, "long2": 15, "long3": 15, "tiny": 1, "last": 1}
+        tasks = [asyncio.create_task(batcher.submit(name, tokens)) for name, tokens in waiting.items()]
+        await asyncio.sleep(0)
+        gate.opened.set()
+        await asyncio.gather(running, *tasks)
+        # The tiny one would go well with the short one, but stands behind the four that are looked at.
+        assert gate.batches[1:] == [["short"], ["long1"], ["long2"], ["long3"], ["tiny", "last"]]
+        await batcher.close()
+
+    run(scenario())
+
+
 def test_a_row_cancelled_while_it_is_computed_harms_no_mate() -> None:
     async def scenario() -> None:
         gate = Gate()

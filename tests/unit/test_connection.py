@@ -147,6 +147,16 @@ def test_a_refusal_whose_body_comes_later_does_not_keep_the_connection_for_ever(
         assert perf_counter() - began_s >= soon / 2
 
 
+def test_a_body_that_was_refused_may_pause_longer_than_an_idle_connection(soon: float) -> None:
+    with live(make_app()) as url, connected(url) as client:
+        head, body = request("fine", more=LATE).split(b"\r\n\r\n")
+        client.sendall(head + b"\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 429 ")
+        time.sleep(2 * soon)
+        client.sendall(body + request("fine"))
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_line_that_begins_no_request_does_not_keep_the_connection_for_ever(soon: float) -> None:
     with live(make_app()) as url, connected(url) as client:
         client.sendall(request("fine"))

@@ -33,6 +33,16 @@ def test_a_known_surface_is_found(start_s: float, token_s: float, pair_s: float,
     assert model.bound(rows, tokens) > model.seconds(rows, tokens)
 
 
+@given(START_S, TOKEN_S, PAIR_S, st.floats(0, 1), st.integers(1, 512))
+def test_the_longest_that_fits_does_and_the_next_does_not(
+    start_s: float, token_s: float, pair_s: float, seconds: float, most: int
+) -> None:
+    model = CostModel(known(start_s, token_s, pair_s))
+    longest = model.longest_within(seconds, most)
+    assert longest == 0 or model.bound(1, longest) <= seconds
+    assert longest == most or model.bound(1, longest + 1) > seconds
+
+
 def test_it_follows_a_machine_that_became_slower_and_forgives_one_stall() -> None:
     model = CostModel(known(1e-3, 1e-4, 0))
     truth = model.seconds(1, 32)

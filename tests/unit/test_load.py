@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,7 @@ from hasten.load import (
     histogram,
     offer,
     overhead_ms,
+    require_up,
     sorted_out,
 )
 from hasten.open_loop import Outcome
@@ -187,3 +189,12 @@ def test_the_verb_shows_a_table_and_says_whether_it_holds(
         assert (status, "fewer than" in shown) == (1, True)
         status, shown = hasten(*arguments, "--p99-ms", 1e-6, "--find-max")
         assert (status, "in --seconds 0.1 none below 4400 a second can be tried" in shown) == (3, True)
+
+
+def test_a_server_that_is_not_there_is_told_before_a_load_is_offered() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(MeasurementError, match="no reply to a first request"):
+        require_up(url, "fine")
+    with live(make_app()) as there:
+        require_up(there, "fine")

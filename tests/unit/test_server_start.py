@@ -155,3 +155,16 @@ def test_serving_needs_no_heavy_library() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(("p99_ms", "says"), [(1e-6, "all will be refused"), (60_000.0, "")])
+def test_a_deadline_that_cannot_be_kept_is_warned_of(
+    p99_ms: float, says: str, tmp_path: Path, loads: list[tuple[str, str, int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def script() -> None:
+        async with client_of(open_app(make_folder(tmp_path / "v"), replace(OPTIONS, p99_ms=p99_ms))):
+            pass
+
+    asyncio.run(script())
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert (says in warned[0]) if says else not warned
