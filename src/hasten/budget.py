@@ -148,7 +148,9 @@ def _judge_p99(budget: Budget, limit: float, measurement: Measurement) -> Judgem
     reason = (
         f"p99 {interval.value:.3g} ms (95 % bound {_shown(interval.upper)}) against at most {limit:g} ms: {verdict}"
     )
-    needed = _p99_samples(samples, limit) if verdict == "undecided" and passes else None
+    needed = None
+    if verdict == "undecided" and passes:
+        needed = P99_MIN_SAMPLES if budget.gate == "point" else _p99_samples(samples, limit)
     return Judgement(
         criterion="p99_ms", verdict=verdict, passes=passes, reason=_with(reason, needed, "samples"), needed=needed
     )

@@ -7,7 +7,8 @@ transformers, so that what stands in the folder is what its own libraries read.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def import_checkpoint(
             single-label classifier, or has an architecture that hasten is not proven on.
         MissingExtraError: torch or transformers is not installed.
     """
-    with tempfile.TemporaryDirectory(prefix="hasten-") as download:
+    with tempfile.TemporaryDirectory(prefix="hasten-") as download, _naming(source, download):
         folder = _local_folder(source, Path(download))
         _check_layout(folder)
         config = _read_json(folder / "config.json")
@@ -60,6 +61,15 @@ def import_checkpoint(
             _save(model, tokenizer, draft)
             sealed = finish(draft, _manifest(name, model, tokenizer))
     return Variant(path=out.resolve(), manifest=sealed)
+
+
+@contextmanager
+def _naming(source: str, download: str) -> Generator[None]:
+    """Errors name what was asked for, and not the folder that it was downloaded to."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise ArtifactError(str(error).replace(download, source)) from error
 
 
 def _local_folder(source: str, download: Path) -> Path:
@@ -74,8 +84,9 @@ def _local_folder(source: str, download: Path) -> Path:
     repository, _, revision = source.partition("@")
     try:
         path = snapshot_download(
-            repository, revision=revision or None, local_dir=download, allow_patterns=list(DOWNLOADED)
-        )
+            repository, revision=revision or None, local_dir=download, allow_patterns=list(DOWNLOADED),
+            ignore_patterns="*/*",  # other checkpoints and formats in folders of their own
+        )  # fmt: skip
     except Exception as error:  # the hub's client raises many kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ArtifactError(f"{source}: neither a folder here nor a checkpoint of the hub: {first}") from error
@@ -99,7 +110,10 @@ def _check_layout(folder: Path) -> None:
             f"{folder}: weights only as pickle ({', '.join(pickles)}), which can run code when read; "
             "save the model again with save_pretrained(...) to get model.safetensors"
         )
-    raise ArtifactError(f"{folder}: no model.safetensors")
+    raise ArtifactError(
+        f"{folder}: no model.safetensors; weights that are there as pickle alone (pytorch_model.bin) are not taken "
+        "from the hub, as they can run code when read"
+    )
 
 
 def _check_config(folder: Path, config: Mapping[str, Any], *, new_head: bool) -> None:

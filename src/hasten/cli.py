@@ -171,7 +171,8 @@ def _finish(report: Report, out: Path, json: bool, more: str = "") -> None:
         sys.stdout.write(render(report, "terminal", width=width, color=sys.stdout.isatty()))
         sys.stdout.write(f"\nReport: {out / 'report.html'}\n")
         if report.chosen is not None:
-            sys.stdout.write(f"Serve:  hasten serve {out / 'chosen'}\n{more}")
+            program = "hasten" if shutil.which("hasten") else sys.argv[0]  # where no environment is active
+            sys.stdout.write(f"Serve:  {program} serve {out / 'chosen'}\n{more}")
     raise typer.Exit(0 if report.verdict == "met" else MISSED)
 
 
@@ -210,9 +211,9 @@ def serve(
     processes: Annotated[int, typer.Option(help="Processes that share the port and the cores.")] = SERVE.processes,
     p99_ms: Annotated[
         float | None,
-        typer.Option(help="Deadline of a request that names none, in milliseconds; refused if out of reach."),
+        typer.Option(help="Deadline of a request that names none, in milliseconds; what cannot keep it gets 429."),
     ] = SERVE.p99_ms,
-    max_batch: Annotated[int, typer.Option(help="Most texts in one inference.")] = SERVE.max_batch,
+    max_batch: Annotated[int, typer.Option(help="Most texts in one inference, fewer of long ones.")] = SERVE.max_batch,
     max_queue: Annotated[int, typer.Option(help="Most texts waiting; what goes beyond is refused.")] = SERVE.max_queue,
     traces: Annotated[
         bool, typer.Option("--traces", help="Trace requests by OpenTelemetry; OTEL_* variables say where to.")

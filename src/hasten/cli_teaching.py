@@ -46,6 +46,7 @@ from hasten.cli_options import (
     precision_of,
 )
 from hasten.errors import UsageError
+from hasten.files import beside
 from hasten.optimize_options import Layers as LayerChoice
 from hasten.teaching import DistillOptions
 from hasten.teaching import Objective as Answers
@@ -70,7 +71,10 @@ def distill(
     unlabelled: Unlabelled = None,
     augment: Augment = TRANSFER.augment,
     held_out: Annotated[
-        str | None, typer.Option(help="Texts that nothing may come near that is not in --train, such as test data.")
+        str | None,
+        typer.Option(
+            help="Texts, such as test data: of --unlabelled and new ones, what nearly equals one is left out."
+        ),
     ] = None,
     student: Student = None,
     text_column: TextColumn = None,
@@ -122,7 +126,8 @@ def distill(
         made = distillation.distill(
             start, out, options, name=name or out.name, lesson=lesson, work=work, progress=bars.advance
         )
-    shutil.rmtree(work)
+    work.rename(done := beside(work, "old"))  # whole or not at all: what is half removed cannot be gone on with
+    shutil.rmtree(done)
     sys.stdout.write(f"{made.path}\n")
 
 
@@ -168,12 +173,15 @@ def _planned(
     import msgspec
 
     from hasten.files import write_atomically
+    from hasten.measurement import this_host
     from hasten.teaching import answered_texts
     from hasten.training_plan import TrainingPlan, measured_speeds, plan_training, wanted_epochs
     from hasten.transfer import TransferOptions, guarding_seconds
     from hasten.workshop import make_key
 
-    path = work / f"plan-{make_key(start.digest, *lesson.identity, options, minutes)[:16]}.json"
+    machine = (this_host().cpu, this_host().cores)
+    key = make_key(start.digest, *lesson.identity, options, minutes, list(guarded), machine)
+    path = work / f"plan-{key[:16]}.json"
     if not path.is_file():
         new_s = guarding_seconds(lesson.texts, guarded, TransferOptions().nearly_equal)
         speeds = replace(measured_speeds(start, lesson, options), new_s=new_s)

@@ -149,7 +149,7 @@ def _look_inside(
     progress: Progress | None,
 ) -> None:  # fmt: skip
     """The first stage: hidden states and relations."""
-    if lesson.guide is None:
+    if lesson.guide is None or lesson.guide.manifest.format != "torch":
         raise UsageError("to look inside a teacher, its torch variant is needed")
     if options.guide.hidden_weight and len(lesson.layers) != model.config.num_hidden_layers:
         raise UsageError(

@@ -64,4 +64,7 @@ class MissingExtraError(HastenError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; it comes with an extra: pip install 'hasten[{extra}]'")
+        super().__init__(
+            f"{package} is not installed; it comes with the extra {extra}: pip install '.[{extra}]' where hasten's "
+            f"source is, or 'hasten[{extra}]'"
+        )

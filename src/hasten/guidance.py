@@ -55,8 +55,11 @@ class GuideOptions:
         Raises:
             UsageError: A value is out of range.
         """
-        if self.epochs < 0 or self.hidden_weight < 0 or self.relation_weight < 0 or self.learning_rate <= 0:
-            raise UsageError(f"guidance takes epochs and weights from 0 and a learning rate above 0, not {self}")
+        for name in ("epochs", "hidden_weight", "relation_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"guidance: {name} must be a number from 0, not {getattr(self, name):g}")
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"--learning-rate must be a number above 0, not {self.learning_rate:g}")
         if self.epochs and not self.hidden_weight + self.relation_weight:
             raise UsageError("guidance needs a hidden or a relation weight above 0")
 
@@ -138,8 +141,8 @@ class Guide:
 
 def relation_heads(*widths: int) -> int:
     """How many relation heads both widths can be cut into."""
-    shared = math.gcd(*widths)
-    fitting = [n for n in range(1, MOST_RELATION_HEADS + 1) if shared % n == 0 and shared // n >= LEAST_HEAD]
+    shared, narrowest = math.gcd(*widths), min(widths)
+    fitting = [n for n in range(1, MOST_RELATION_HEADS + 1) if shared % n == 0 and narrowest // n >= LEAST_HEAD]
     return max(fitting, default=1)
 
 

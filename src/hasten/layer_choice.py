@@ -45,13 +45,25 @@ def layer_influences(teacher: Variant, texts: Sequence[str]) -> list[float]:
         for start in range(0, len(data.encodings), BATCH):
             inputs = data.inputs(range(start, min(start + BATCH, len(data.encodings))))
             real = inputs["attention_mask"].bool()
-            states = model(**inputs, output_hidden_states=True).hidden_states
+            states = _states(model, inputs)
             cosines = [
                 torch.nn.functional.cosine_similarity(before, after, dim=-1)[real].sum()
                 for before, after in pairwise(states)
             ]
             kept, tokens = kept + torch.stack(cosines), tokens + int(real.sum())
     return (1 - kept / tokens).tolist()
+
+
+def _states(model: Any, inputs: dict[str, Any]) -> list[Any]:
+    """What goes into the first layer, and what comes out of each; ModernBERT normalises the last once more."""
+    last: list[Any] = []
+    norm = getattr(model.base_model, "final_norm", None)
+    hook = norm.register_forward_pre_hook(lambda _, given: last.append(given[0])) if norm is not None else None
+    states = list(model(**inputs, output_hidden_states=True).hidden_states)
+    if hook is not None:
+        hook.remove()
+        states[-1:] = last
+    return states
 
 
 def most_influential(influences: Sequence[float], count: int) -> list[int]:

@@ -28,8 +28,8 @@ class OptimizeOptions:
         strict: Treat a text that stands in two splits as an error instead of removing it from the training side.
         valid_share: Share of the training data to validate on, where no validation data are given.
         valid_rows: Most rows to validate on; above 0.
-        valid_samples: Timed requests a variant on the validation split, at least; a p99 is judged from 299 on, where
-            samples are alike from more.
+        valid_samples: Timed requests a variant on the validation split, at most; where the budget is a p99, as many as
+            for the report instead.
         shapes: Student shapes to consider, such as `2x128,3x384`; None takes a catalogue.
         layers: Which of the teacher's layers a student starts from: evenly `spaced` ones, or those of the most
             `influence` on the training texts.

@@ -65,7 +65,7 @@ class ProfileOptions:
         """
         if self.samples < 1 or self.block < 1 or (self.threads is not None and self.threads < 1):
             raise UsageError(
-                f"samples, block and threads must be at least 1, not {self.samples}, {self.block}, {self.threads}"
+                f"samples, threads and block must be at least 1, not {self.samples}, {self.threads}, {self.block}"
             )
 
     @property

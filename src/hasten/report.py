@@ -37,7 +37,7 @@ class ShapeRow:
         p50_ms: Median latency with its interval.
         p99_ms: 99th percentile of latency with its interval.
         speedup: Median latency of the baseline over that of the shape, with its interval.
-        fits: Whether it keeps to the latency part of the budget.
+        fits: Whether it keeps to the latency part of the budget with headroom, see `hasten.student_search`.
         chosen: Whether it is the one that was trained.
     """
 

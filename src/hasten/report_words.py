@@ -264,7 +264,7 @@ def shape_grid(report: Report) -> Grid:
 
 def shape_cells(shape: ShapeRow) -> tuple[str, ...]:
     """A shape's figures, as many as `SHAPE_HEADER` has titles."""
-    fit = ("fits" if shape.fits else "too slow") + (", chosen" if shape.chosen else "")
+    fit = ("fits" if shape.fits else "no headroom") + (", chosen" if shape.chosen else "")
     figures = (ms_cell(shape.p50_ms), ms_cell(shape.p99_ms), times_cell(shape.speedup))
     return (shape.name, count(shape.parameters), *map(_with_interval, figures), fit)
 
@@ -279,9 +279,9 @@ def shape_reason(shapes: Sequence[ShapeRow]) -> str:
     """Why a shape was chosen, in one sentence."""
     chosen = next(shape for shape in shapes if shape.chosen)
     if not chosen.fits:
-        return f"No shape fits; {chosen.name} is the fastest that was measured, and would still miss the budget."
+        return f"No shape keeps the latency budget with headroom; {chosen.name} is the fastest that was measured."
     larger = any(not shape.fits for shape in shapes[shapes.index(chosen) + 1 :])
-    more = "the next larger one is too slow" if larger else "no larger one was measured"
+    more = "the next larger one does not" if larger else "no larger one was measured"
     return f"{chosen.name} is the largest that keeps the latency budget with headroom: {more}."
 
 

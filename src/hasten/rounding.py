@@ -30,7 +30,7 @@ def rounded_products(model: Any, data: TrainingSet, *, weight_bits: int) -> Gene
 
     Args:
         model: A transformers encoder; its weights stay fp32 and can be trained, the rounding passes gradients on.
-        data: The training texts; the first of them give the ranges of activations.
+        data: The training texts; some of them give the ranges of activations.
         weight_bits: Bits of the weights, 8 or 7; activations have 8.
     """
     products = {name: module for name, module in model.named_modules() if _is_product(name, module)}

@@ -110,6 +110,7 @@ def latency_table(search: Search, shapes: Sequence[Shape], workshop: Workshop) -
 def _measure(search: Search, shapes: Sequence[Shape], workshop: Workshop) -> list[ShapeRow]:
     rows = random_rows(len(search.texts), SHAPE_SAMPLES, seed=search.options.seed)
     texts = [search.texts[row] for row in rows]
+    shutil.rmtree(workshop.work / "shapes", ignore_errors=True)  # of a run that was killed while it removed them
     untrained = _worth_timing(search, shapes, texts[:GLANCE_SAMPLES], workshop)
     baseline, *latencies = time_only([search.baseline, *untrained.values()], texts, search.options)
     table = [

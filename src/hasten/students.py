@@ -1,9 +1,9 @@
 """Students: smaller models of the teacher's own architecture, their shapes and their first weights.
 
 A student keeps the teacher's tokenizer, head size and kind of layers; it has fewer layers, narrower ones, or both. Its
-weights start from the teacher's: evenly spaced layers, the attention heads and feed-forward neurons with the largest
-norms, and the residual stream projected onto the principal directions of the token embeddings, by one map for the
-whole model.
+weights start from the teacher's: evenly spaced layers or those named, the attention heads and feed-forward neurons with
+the largest norms, and the residual stream projected onto the principal directions of the token embeddings, by one map
+for the whole model.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def parse_shapes(text: str, teacher: Shape) -> list[Shape]:
     Raises:
         UsageError: A part is not of the form LAYERSxHIDDEN or LAYERSxHIDDENfNEURONS, or does not fit the teacher.
     """
-    parts = [re.fullmatch(r"(\d+)x(\d+)(?:f(\d+))?", part.strip()) for part in text.split(",")]
+    parts = [re.fullmatch(r"(\d+)x(\d+)(?:f([1-9]\d*))?", part.strip()) for part in text.split(",")]
     if not all(parts):
         raise UsageError(f"student shapes are written as LAYERSxHIDDEN, such as 2x128,3x384, not {text!r}")
     shapes = [student_shape(teacher, int(p[1]), int(p[2]), int(p[3]) if p[3] else None) for p in parts if p]

@@ -67,8 +67,6 @@ class DistillOptions:
             raise UsageError(f"the temperature must be above 0, not {self.temperature}")
         if not 0 <= self.soft_weight <= 1:
             raise UsageError(f"the soft weight is a share, 0 to 1, not {self.soft_weight}")
-        if not self.train.epochs > 0:
-            raise UsageError(f"a number of epochs above 0 is needed, not {self.train.epochs:g}")
         if self.rounding_bits and self.train.precision != "fp32":
             raise UsageError(f"products that are rounded to integers are trained in fp32, not {self.train.precision}")
 
@@ -80,8 +78,7 @@ class Lesson:
     Attributes:
         data: Training texts with labels.
         transfer: Texts without labels, which only a teacher can use.
-        teacher: What gives the logits, in any format; None trains on the labels alone, which shows what distillation
-            brings.
+        teacher: What gives the logits, in any format; None trains on the labels alone, as a control.
         guide: The torch variant to look inside, if the options ask for that.
         layers: Which of the guide's layers (from 0) each of the student's stands for, for hidden states.
         watched: Labelled texts that are no training texts, to follow the accuracy on.

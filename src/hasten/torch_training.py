@@ -19,7 +19,7 @@ from typing import Any, Self
 import msgspec
 import numpy as np
 
-from hasten.errors import ArtifactError, HastenError, MissingExtraError
+from hasten.errors import ArtifactError, HastenError, MissingExtraError, UsageError
 from hasten.files import write_atomically
 from hasten.mixed_precision import Precision, step_in
 from hasten.peers import peers
@@ -66,6 +66,18 @@ class TrainOptions:
     dropout: bool = False
     precision: Precision = "fp32"
     frozen_layers: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks what a command line can get wrong.
+
+        Raises:
+            UsageError: A value is out of range.
+        """
+        for name in ("epochs", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"--{name.replace('_', '-')} must be a number above 0, not {getattr(self, name):g}")
+        if self.batch < 1:
+            raise UsageError(f"a step takes at least 1 text, not {self.batch}")
 
 
 def batches(lengths: Sequence[int], options: TrainOptions) -> list[list[int]]:

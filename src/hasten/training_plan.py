@@ -80,9 +80,10 @@ class TrainingPlan:
 
     def __str__(self) -> str:
         """The plan in a sentence."""
-        new = f" and new ones, {self.augment:.2g} for each labelled one," if self.augment else ""
+        new = f" and {self.new:,} new ones" if self.new else ""
+        before = f" ({self.answered:,} are answered already)" if self.answered else ""
         return (
-            f"plan for {self.minutes:g} minutes: the teacher answers {self.texts - self.answered:,} texts{new} "
+            f"plan for {self.minutes:g} minutes: the teacher answers {self.texts - self.answered:,} texts{before}{new} "
             f"at {1 / self.speeds.answer_s:,.0f} a second, then {self.epochs:.2g} passes "
             f"at {1 / self.speeds.train_s:,.0f} a second; {self.predicted_s / 60:.1f} minutes in all"
         )

@@ -224,7 +224,8 @@ class Maker:
         options = replace(self.options.distill, train=self._seeded(self.options.distill.train))
         more = self.data.unlabelled
         lesson = Lesson(data=self.data.train, transfer=more, teacher=teacher)
-        key = make_key(start.digest, *lesson.identity, options, self.options.minutes)
+        guarded, machine = (self._guarded(), self.options.transfer.nearly_equal), (this_host().cpu, this_host().cores)
+        key = make_key(start.digest, *lesson.identity, options, self.options.minutes, guarded, machine)
 
         def plan() -> TrainingPlan:
             speeds = measured_speeds(start, lesson, options)
@@ -251,6 +252,7 @@ class Maker:
         """Texts without labels for the teacher to answer."""
         options = replace(wanted, seed=self.options.seed)
         if not (options.augment or self.data.unlabelled):
+            self.transfer_counts = {}
             return TransferSet()
         self.observer.stage("widening the training texts")
         train, guarded = self.data.train.texts, self._guarded()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -221,8 +222,10 @@ def test_a_full_disk(model: Path, data: dict[str, str], tmp_path: Path) -> None:
         (["--p99-ms", "0"], ["--p99-ms must be a number above 0"]),
         (["--speedup", "2", "--retain", "1.5"], ["not 1.5"]),
         (["--speedup", "2", "--gate", "maybe"], ["not 'maybe'"]),
-        (["--speedup", "2", "--samples", "0"], ["samples, block and threads must be at least 1"]),
-        (["--speedup", "2", "--epochs", "0"], ["epochs above 0"]),
+        (["--speedup", "2", "--samples", "0"], ["samples, threads and block must be at least 1"]),
+        (["--speedup", "2", "--epochs", "0"], ["--epochs must be a number above 0"]),
+        (["--speedup", "2", "--learning-rate", "nan"], ["--learning-rate must be a number above 0"]),
+        (["--speedup", "2", "--seed", "20261126120000"], ["--seed"]),
     ],
 )
 def test_options_without_meaning(
@@ -247,3 +250,21 @@ def test_verify_replays_and_refuses_a_tampered_folder(hasten: Hasten, trained: P
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     refused(hasten("verify", folder), "model.safetensors is not the file that was written")
+
+
+def test_a_checkpoint_of_the_hub_is_named_as_it_was_asked_for(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's client is replaced by one that finds a repository with pickles, of which it is asked for none."""
+    asked: dict[str, Any] = {}
+
+    def snapshot_download(repository: str, *, local_dir: str, **how: Any) -> str:
+        asked.update(how, repository=repository)
+        shutil.copyfile(model / "config.json", Path(local_dir) / "config.json")
+        return local_dir
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(ArtifactError, match=r"^someone/model@v1: no model\.safetensors; .*pickle"):
+        import_checkpoint("someone/model@v1", tmp_path / "out")
+    assert (asked["repository"], asked["revision"], asked["ignore_patterns"]) == ("someone/model", "v1", "*/*")
+    assert not any(name.endswith(".bin") for name in asked["allow_patterns"])

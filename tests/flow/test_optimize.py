@@ -16,6 +16,7 @@ from hasten.budget import Budget
 from hasten.cli import main
 from hasten.errors import DataError, HastenError
 from hasten.guidance import GuideOptions
+from hasten.measurement import load_measurement
 from hasten.pipeline import Inputs, OptimizeOptions, optimize, report_again
 from hasten.profiling import ProfileOptions
 from hasten.teaching import DistillOptions
@@ -187,9 +188,11 @@ def test_the_road_ends_at_the_first_step_that_meets_the_budget(inputs: Inputs, o
 def test_a_baseline_that_meets_the_budget_is_chosen_as_it_is(inputs: Inputs, out: Path) -> None:
     # By the estimate: on a busy machine requests are so alike that their number bounds no p99.
     budget, timing = Budget(p99_ms=60_000.0, gate="point"), ProfileOptions(samples=300, breakdown_samples=0)
-    options = replace(FAST, budget=budget, profile=timing)
+    options = replace(FAST, budget=budget, profile=timing, valid_samples=20)
     report = optimize(inputs, out, options)
     assert (report.chosen, report.verdict, len(report.variants)) == ("torch-fp32", "met", 1)
+    timed = load_measurement(out / "measurements" / "torch-fp32.valid-baseline.json").latency.samples_ms
+    assert len(timed) >= 300  # a p99 is judged on as many before the choice as after it
 
 
 def test_a_model_that_is_too_small_for_a_student_still_gets_its_report(

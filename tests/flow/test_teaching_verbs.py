@@ -42,7 +42,7 @@ def test_students_shows_the_table_with_the_budgets_line_and_the_reason(
     arguments = ["students", trained, "--data", data["train"], "--shapes", "1x16,2x32,2x32f16", "--threads", 1]
     status, shown, _ = hasten(*arguments, "--p99-ms", 60_000)
     assert status == 0
-    rows = [line.split()[0] for line in shown.splitlines() if line.endswith(("fits", "fits, chosen", "too slow"))]
+    rows = [line.split()[0] for line in shown.splitlines() if line.endswith(("fits", "fits, chosen", "no headroom"))]
     assert rows == ["1x16", "2x32f16", "2x32"]
     assert "fits, chosen" in shown
     assert "2x32 is the largest that keeps the latency budget with headroom: no larger one was measured." in shown

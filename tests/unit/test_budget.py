@@ -96,6 +96,13 @@ def test_p99_is_met_at_its_upper_bound_and_missed_below_its_lower() -> None:
         assert f"at most {limit:g} ms: {verdict}" in judged.reason
 
 
+def test_at_the_point_it_takes_no_more_samples_than_a_p99_has_meaning_from() -> None:
+    samples = [*([1.0] * 199), 50.0]
+    measured = a_measurement(samples_ms=samples, right=900, rows=1000)
+    judged = verdicts(Budget(p99_ms=10, gate="point", retain=EASY), measured, BASE)["p99_ms"]
+    assert (judged.verdict, judged.passes, judged.needed) == ("undecided", True, 299)
+
+
 def test_p99_at_the_point_is_met_or_missed() -> None:
     samples = latencies()
     measured, value = a_measurement(samples_ms=samples, right=900, rows=1000), np.percentile(samples, 99)

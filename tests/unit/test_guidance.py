@@ -75,7 +75,8 @@ def test_hidden_states_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("widths", "heads"), [((384, 768), 24), ((384, 384), 24), ((128, 768), 8), ((32, 16), 1), ((100, 64), 1)]
+    ("widths", "heads"),
+    [((384, 768), 24), ((384, 384), 24), ((128, 768), 8), ((32, 16), 1), ((100, 64), 4), ((768, 312), 12)],
 )
 def test_relation_heads_divide_both_widths(widths: tuple[int, int], heads: int) -> None:
     assert relation_heads(*widths) == heads

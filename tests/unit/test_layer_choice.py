@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +24,15 @@ TEXTS = [text for text, _ in labelled_rows(20, seed=2)]
 @pytest.fixture(scope="module")
 def idle_last(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Variant:
     """A BERT of two layers whose last one hands on what it gets."""
-    folder = tmp_path_factory.mktemp("idle")
-    source = import_checkpoint(str(checkpoint("bert")), folder / "whole")
+    return with_idle_last("bert", checkpoint, tmp_path_factory.mktemp("idle"))
+
+
+def with_idle_last(architecture: str, checkpoint: Callable[[str], Path], folder: Path) -> Variant:
+    source = import_checkpoint(str(checkpoint(architecture)), folder / "whole")
     model = load_torch_model(source)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "layer.1." in name and ".output.dense" in name:
+            if re.search(r"layers?\.1\..*(output\.dense|Wo)", name):
                 weight.zero_()
     with building(folder / "idle") as draft:
         copy_configuration(source, draft)
@@ -40,6 +44,14 @@ def idle_last(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPa
 def test_a_layer_that_hands_on_what_it_gets_has_the_least_influence(idle_last: Variant) -> None:
     first, last = layer_influences(idle_last, TEXTS)
     assert first > 5 * abs(last)
+
+
+def test_a_norm_behind_the_last_layer_is_not_taken_for_its_work(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    first, last = layer_influences(with_idle_last("modernbert", checkpoint, tmp_path), TEXTS)
+    assert last == pytest.approx(0, abs=1e-6)
+    assert first > 1e-3
 
 
 def test_a_student_starts_from_the_others_and_says_so(idle_last: Variant, tmp_path: Path) -> None:

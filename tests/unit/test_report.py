@@ -392,9 +392,9 @@ def test_the_budgets_line_stands_between_the_shapes_that_fit_and_those_that_do_n
     assert "≥ 8×" in shown
     assert "2.20 (1.98–2.42)" in shown
     assert "9.09× (8.18–10.0)" in shown
-    assert "the next larger one is too slow" in shown
+    assert "the next larger one does not" in shown
     before = shapes_as_terminal([shape("2x128", 4.4, fits=False), fitting], Budget(p99_ms=5))
     assert "no larger one was measured" in before
     none = shapes_as_terminal([shape("6x384", 4.4, fits=False, chosen=True)], Budget(p99_ms=5))
-    assert "No shape fits; 6x384 is the fastest that was measured, and would still miss the budget." in none
+    assert "No shape keeps the latency budget with headroom; 6x384 is the fastest that was measured." in none
     assert "budget" not in shapes_as_terminal([fitting], Budget(p99_ms=5)).splitlines()[-2]

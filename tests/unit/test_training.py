@@ -75,6 +75,12 @@ def test_texts_of_similar_length_share_a_step_and_the_steps_come_in_any_order() 
     assert longest != sorted(longest)
 
 
+@pytest.mark.parametrize("given", [{"epochs": 0}, {"epochs": math.inf}, {"learning_rate": math.nan}, {"batch": 0}])
+def test_training_without_meaning_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        TrainOptions(**given)
+
+
 def test_the_learning_rate_rises_then_falls() -> None:
     options = TrainOptions(learning_rate=1.0, warmup_share=0.25)
     found = [learning_rate(step, 8, options) for step in range(8)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,9 +115,11 @@ def test_new_texts_are_fewer_where_it_takes_long_to_hold_them_against_others() -
 def test_the_plan_in_a_sentence() -> None:
     plan = plan_training(60, Speeds(answer_s=0.01, train_s=0.005), labelled=10_000, wanted=4)
     assert str(plan) == (
-        "plan for 60 minutes: the teacher answers 10,000 texts and new ones, 10 for each labelled one, at 100 a "
-        "second, then 4 passes at 200 a second; 57.0 minutes in all"
+        f"plan for 60 minutes: the teacher answers 10,000 texts and {plan.new:,} new ones at 100 a second, then 4 "
+        "passes at 200 a second; 57.0 minutes in all"
     )
+    assert f"and {plan.new - 5:,} new ones" in str(refitted(plan, plan.texts + plan.new - 5))
+    assert "10,000 texts (4,000 are answered already) and" in str(replace(plan, texts=14_000, answered=4_000))
 
 
 @pytest.mark.parametrize("minutes", [0, -1, math.nan, math.inf])
