@@ -145,7 +145,6 @@ def test_the_soft_gradient_keeps_its_size_at_high_temperatures() -> None:
         {"soft_weight": -0.1},
         {"soft_weight": 1.1},
         {"soft_weight": math.nan},
-        {"train": TrainOptions(epochs=0)},
     ],
 )
 def test_options_without_meaning_are_refused(options: dict[str, Any]) -> None:
