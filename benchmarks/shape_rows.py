@@ -68,8 +68,8 @@ def compared(variants: Path, valid: list[str], test: list[str], launches: int) -
     with tempfile.TemporaryDirectory() as folder:
         models = dict.fromkeys((ROW, AGAIN), untrained(source, shape, Path(folder)))
         models |= {student.name: student for student in students}
-        found = taken(models, {"valid": valid, "test": test}, launches)
-    ratios = times_faster(f"{ROW}, valid", list(found), found)
+        found = taken(models, dict(zip(SPLITS, (valid, test), strict=True)), launches)
+    ratios = times_faster(f"{ROW}, {SPLITS[0]}", list(found), found)
     table = [
         {"model": model, "split": split, "smoothing": models[model].manifest.step.options["smoothing"]}
         | {"p50_ms": median_of_launches(found[f"{model}, {split}"]), "to_row": ratios[f"{model}, {split}"]}

@@ -17,9 +17,8 @@ import numpy as np
 from hasten.errors import ArtifactError, ParityError
 from hasten.measurement import library_versions, this_host
 from hasten.runtime import Runtime, open_runtime, predict_logits
-from hasten.variant import Format, Manifest, Variant, seal
+from hasten.variant import GOLDEN, Format, Manifest, Variant, seal
 
-GOLDEN = "golden.json"
 GOLDEN_TOLERANCE = 1e-3
 GOLDEN_TEXTS = (
     "ok",

@@ -29,7 +29,7 @@ from hasten.files import beside, file_sha256, is_left_over, read_document, write
 
 SCHEMA = "hasten.variant/1"
 RUN = "run.json"  # of a folder that holds variants
-MANIFEST = "variant.json"
+MANIFEST, GOLDEN = "variant.json", "golden.json"
 PLAIN_NAME = re.compile(r"[^./\\\x00][^/\\\x00]*")
 CONFIGURATION = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -298,23 +298,28 @@ def check_place(out: Path) -> None:
         out: Where a finished folder shall stand.
 
     Raises:
-        UsageError: There is a file, a link, or a folder with other things in it than a variant; or it is inside of
+        UsageError: There is a file, a link, or a folder with other things in it than a variant; or it is inside
             another variant, which would then hold what it does not know.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UsageError(f"{out}: is a file or a link; name a new folder, or one that holds a variant")
-    if out.is_dir() and _strangers(out, _named_files(out)):
-        raise UsageError(f"{out}: holds other things than a variant, which would be lost; name another folder")
+    if out.is_dir() and (others := _strangers(out, _named_files(out))):
+        some = ", ".join(sorted(others)[:5])
+        raise UsageError(
+            f"{out}: holds other things than a variant, which would be lost ({some}); move them away, or name another folder"
+        )
     if outer := next((parent for parent in out.resolve().parents if (parent / MANIFEST).is_file()), None):
-        raise UsageError(f"{out}: is inside of the variant {outer}; name a folder beside it")
+        raise UsageError(f"{out}: is inside the variant {outer}; name a folder beside it")
 
 
 def _named_files(folder: Path) -> set[str]:
-    """The files that a folder's manifest names; none where it has no manifest that can be read."""
+    """The files that a folder's manifest names; of a damaged one, those of any variant; none where there is none."""
     try:
         return set(msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Files).files)
-    except (OSError, msgspec.MsgspecError):
+    except FileNotFoundError:
         return set()
+    except (OSError, msgspec.MsgspecError):
+        return {*CONFIGURATION, *(name for names in WEIGHTS.values() for name in names), GOLDEN}
 
 
 class _Files(msgspec.Struct):

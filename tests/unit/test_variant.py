@@ -118,6 +118,16 @@ def test_building_replaces_a_whole_folder(folder: Path) -> None:
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"files": 1}'])
+def test_building_replaces_a_variant_whose_manifest_is_damaged(tmp_path: Path, damaged: str) -> None:
+    out = tmp_path / "torch-fp32"
+    out.mkdir()
+    for name in ("config.json", "model.safetensors", "golden.json"):
+        (out / name).write_text("{}")
+    (out / MANIFEST).write_text(damaged)
+    assert make(out) == open_variant(out)
+
+
 def file(place: Path) -> None:
     place.write_text("the user's")
 
@@ -292,7 +302,7 @@ def test_writing_atomically_replaces_or_keeps(tmp_path: Path, monkeypatch: pytes
 
 
 def test_no_variant_is_put_into_another(folder: Path) -> None:
-    with pytest.raises(UsageError, match="is inside of the variant"):
+    with pytest.raises(UsageError, match="is inside the variant"):
         make(folder / "onnx")
     assert open_variant(folder).path == folder
 
