@@ -306,7 +306,7 @@ def check_place(out: Path) -> None:
     if out.is_dir() and (others := _strangers(out, _named_files(out))):
         some = ", ".join(sorted(others)[:5])
         raise UsageError(
-            f"{out}: holds other things than a variant, which would be lost ({some}); move them away, or name another folder"
+            f"{out}: holds other things than a variant, which would be lost ({some}); move them or name another folder"
         )
     if outer := next((parent for parent in out.resolve().parents if (parent / MANIFEST).is_file()), None):
         raise UsageError(f"{out}: is inside the variant {outer}; name a folder beside it")
