@@ -27,9 +27,9 @@ GOLDEN_TEXTS = (
     "the first half of this long sentence is about nothing in particular " * 6,
 )
 RUNTIMES: dict[Format, tuple[str, ...]] = {
-    "torch": ("torch", "transformers", "tokenizers"),
-    "onnx": ("onnxruntime", "tokenizers"),
-    "openvino": ("openvino", "tokenizers"),
+    "torch": ("torch", "transformers", "tokenizers", "tokie"),
+    "onnx": ("onnxruntime", "tokenizers", "tokie"),
+    "openvino": ("openvino", "tokenizers", "tokie"),
 }
 
 

@@ -37,6 +37,7 @@ VERSIONED = (
     "openvino",
     "nncf",
     "tokenizers",
+    "tokie",
     "sentencepiece",
     "numpy",
     "scipy",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import ArtifactError, DataError
+from hasten.plain_text import plain_text
 from hasten.variant import Variant
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -45,7 +46,9 @@ class TextEncoder:
         except Exception as error:  # tokenizers raises bare Exception
             raise ArtifactError(f"{path}: not a tokenizer that the tokenizers library reads: {error}") from error
         self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
         side = _configured(variant, "tokenizer_config.json").get("truncation_side") or "right"
+        self._plain = plain_text(path, self._tokenizer, max_tokens=variant.manifest.max_tokens, side=side)
         self._tokenizer.enable_truncation(variant.manifest.max_tokens, direction=side)
 
     def __call__(self, texts: Sequence[str]) -> list[Encoding]:
@@ -60,8 +63,13 @@ class TextEncoder:
         Raises:
             DataError: A text holds a lone surrogate, which no UTF-8 has.
         """
+        plain = [None if self._plain is None else self._plain(text) for text in texts]
+        rest = iter(self._by_library([text for text, ids in zip(texts, plain, strict=True) if ids is None]))
+        return [next(rest) if ids is None else Encoding(ids=ids, type_ids=[0] * len(ids)) for ids in plain]
+
+    def _by_library(self, texts: list[str]) -> list[Encoding]:
         try:
-            encoded = self._tokenizer.encode_batch_fast(list(texts))
+            encoded = self._tokenizer.encode_batch_fast(texts) if texts else []
         except TypeError as error:  # what the library makes of text that has no UTF-8
             _check_unicode(texts)
             raise DataError(f"the tokenizer takes texts only: {error}") from error

@@ -59,7 +59,7 @@ def test_golden_logits_name_the_runtime(bert: tuple[Variant, Variant]) -> None:
     import msgspec
 
     golden = msgspec.json.decode((bert[1].path / "golden.json").read_bytes(), type=Golden)
-    assert set(golden.machine.versions) == {"openvino", "tokenizers"}
+    assert set(golden.machine.versions) == {"openvino", "tokenizers", "tokie"}
     assert replay_golden(bert[1], threads=2) <= 1e-4
 
 

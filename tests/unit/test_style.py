@@ -45,7 +45,18 @@ HEAVY = {
     "rapidfuzz",
     "hdrh",
 }
-NOT_AT_START = {"torch", "transformers", "onnx", "onnxruntime", "scipy", "datasets", "plotly", "tokenizers", "openvino"}
+NOT_AT_START = {
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "scipy",
+    "datasets",
+    "plotly",
+    "tokenizers",
+    "tokie",
+    "openvino",
+}
 ROOMS = {"onnx_fusion", "packing", "integer_products"}  # all about a heavy library; only functions import them
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 MACHINE_PATH = re.compile(r"(?<![\w./<~$}-])/(?:home|root|Users|work|mnt)/\w")
