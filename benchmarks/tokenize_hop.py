@@ -2,8 +2,9 @@
 
     python benchmarks/tokenize_hop.py VARIANT TEXTS [--repeats 300] [--name tokenize_hop]
 
-The whole process has core 0. Texts of each length are made of those in TEXTS, one after the other. Each is tokenized on
-the loop, and by a thread that the loop awaits, in turn; what the thread adds is the difference of the medians.
+The whole process has core 0. Texts of each length are made of those in TEXTS, one after the other; they are plain text,
+and the same with a character that is not, which only the library tokenizes. Each is tokenized on the loop, and by a
+thread that the loop awaits, in turn; what the thread adds is the difference of the medians.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from hasten.workload import read_texts
 from overload import SERVER_CORE
 from provenance import save_result
 
+NOT_PLAIN = "\u200d"  # a joiner of no width
 CHARACTERS = (50, 100, 200, 300, 500, 1000, 2000)
 
 
@@ -54,8 +56,9 @@ def main(folder: Path, texts: str, repeats: int = 300, name: str = "tokenize_hop
     runtime = open_runtime(variant)
     rows: list[dict[str, Any]] = []
     for characters in CHARACTERS:
-        rows.append(uvloop.run(compared(runtime, long[:characters], repeats)))
-        print(rows[-1], flush=True)
+        for text, plain in ((long[:characters], True), (long[: characters - 1] + NOT_PLAIN, False)):
+            rows.append({"plain": plain} | uvloop.run(compared(runtime, text, repeats)))
+            print(rows[-1], flush=True)
     save_result(name, {"variant": variant.name, "repeats": repeats, "rows": rows})
 
 
