@@ -37,6 +37,10 @@ def bench(
     histogram: Annotated[
         Path | None, typer.Option(help="File for the latencies as an HdrHistogram percentile distribution.")
     ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(help="Header to send with each request, such as 'Authorization: Bearer …'; may be repeated."),
+    ] = None,
     text_column: TextColumn = None,
     seed: Seed = LOAD.seed,
     json: Annotated[bool, typer.Option("--json", help="Print every sample as JSON to stdout.")] = False,
@@ -51,11 +55,11 @@ def bench(
 
     if find_spec("datasets") is None:
         raise MissingExtraError("datasets", "bench")
-    options = replace(LOAD, rate=rate, seconds=seconds, p99_ms=p99_ms, seed=seed)
+    options = replace(LOAD, rate=rate, seconds=seconds, p99_ms=p99_ms, seed=seed, headers=tuple(header or ()))
     asked = read_texts(texts, text_column=text_column)
     if histogram is not None:
         load.histogram([])  # what is missing is said before anything is measured
-    load.require_up(url, asked[0])
+    load.require_up(url, asked[0], options)
     own_ms = load.overhead_ms(seed)
 
     def try_rate(offered: float) -> Load:

@@ -9,10 +9,11 @@ Source: Schroeder, Wierman and Harchol-Balter 2006, "Open Versus Closed: A Cauti
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -33,6 +34,9 @@ PRECISION = 0.05  # of the rate that is looked for
 OVERHEAD_S, OVERHEAD_RATE = 2.0, 50.0
 HIGHEST_MS, DIGITS = 60_000, 3
 JSON = {"content-type": "application/json"}
+DEADLINE = "x-hasten-deadline-ms"
+HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)")
+OWN = {"host", "content-length", "transfer-encoding", "connection", *JSON, DEADLINE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,22 +48,37 @@ class LoadOptions:
         seconds: How long, above 0.
         p99_ms: Within how many milliseconds an answer is good, above 0; sent along as each request's deadline.
         seed: Seed of the gaps and of the order of texts.
+        headers: Sent with each request, each as `name: value` (RFC 9110, section 5.5, in ASCII); never shown.
     """
 
     rate: float = 50.0
     seconds: float = 10.0
     p99_ms: float = 50.0
     seed: int = 0
+    headers: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         """Checks the ranges.
 
         Raises:
-            UsageError: A value is out of range.
+            UsageError: A value is out of range, or a header is none or one that the load needs for itself.
         """
+        self.header_fields()
         for name in ("rate", "seconds", "p99_ms"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be above 0, not {getattr(self, name):g}")
+
+    def header_fields(self) -> dict[str, str]:
+        """The headers' values by name."""
+        fields: dict[str, str] = {}
+        for header in self.headers:
+            if (found := HEADER.fullmatch(header)) is None:
+                name = header.partition(":")[0]
+                raise UsageError(f"the header that begins with {name[:20]!r} is not of the form 'name: value'")
+            if found[1].lower() in OWN:
+                raise UsageError(f"the header {found[1]!r} is set by the load itself; leave it out")
+            fields[found[1]] = found[2]
+        return fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,19 +167,20 @@ def asked_rows(options: LoadOptions, texts: int, requests: int) -> NDArray[np.in
     return np.random.default_rng(options.seed + 1).integers(0, texts, requests)
 
 
-def require_up(url: str, text: str) -> None:
+def require_up(url: str, text: str, options: LoadOptions) -> None:
     """Asks once, so that a server that is not there is told before a load is offered for nothing.
 
     Args:
         url: Where the server is.
         text: What is asked.
+        options: Its headers.
 
     Raises:
         MeasurementError: There was no reply.
         UsageError: `url` is not that of a server.
     """
     body = msgspec.json.encode({"inputs": text})
-    (found,) = uvloop.run(post_when_due(f"{url.rstrip('/')}/predict", [body], [0.0], JSON))
+    (found,) = uvloop.run(post_when_due(f"{url.rstrip('/')}/predict", [body], [0.0], JSON | options.header_fields()))
     if not found.status:
         raise MeasurementError(f"{url}: no reply to a first request; is a server there?")
 
@@ -182,7 +202,7 @@ def offer(url: str, texts: Sequence[str], options: LoadOptions) -> Load:
     """
     due = due_times(options)
     bodies = [msgspec.json.encode({"inputs": texts[row]}) for row in asked_rows(options, len(texts), len(due))]
-    headers = JSON | {"x-hasten-deadline-ms": f"{options.p99_ms:g}"}
+    headers = JSON | {DEADLINE: f"{options.p99_ms:g}"} | options.header_fields()
     sending = post_when_due(f"{url.rstrip('/')}/predict", bodies, due.tolist(), headers)
     load = sorted_out(uvloop.run(sending), options)
     if not load.latencies_ms and not load.refused_ms:

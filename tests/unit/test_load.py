@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +197,52 @@ def test_a_server_that_is_not_there_is_told_before_a_load_is_offered() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(MeasurementError, match="no reply to a first request"):
-        require_up(url, "fine")
+        require_up(url, "fine", SHORT)
     with live(make_app()) as there:
-        require_up(there, "fine")
+        require_up(there, "fine", SHORT)
+
+
+def test_headers_go_with_every_request_and_are_shown_nowhere() -> None:
+    seen: list[tuple[str | None, str | None]] = []
+
+    class Gate(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            seen.append((self.headers["authorization"], self.headers["x-tenant"]))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    options = replace(SHORT, headers=("Authorization: Bearer s3cret", "x-tenant:\tux"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gate) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}"
+            require_up(url, "fine", options)
+            load = offer(url, ["good"], options)
+        finally:
+            server.shutdown()
+    assert seen == [("Bearer s3cret", "ux")] * (1 + load.good)
+    assert "s3cret" not in repr(options)
+
+
+@pytest.mark.parametrize(
+    ("header", "complaint"),
+    [
+        ("Authorization", "not of the form"),
+        ("a b: c", "not of the form"),
+        ("x-a: b\r\nx-c: d", "not of the form"),
+        ("x-a: ", "not of the form"),
+        ("x-a: \u00fc", "not of the form"),
+        ("Content-Length: 5", "set by the load itself"),
+        ("X-Hasten-Deadline-Ms: 5", "set by the load itself"),
+    ],
+)
+def test_headers_that_are_none_or_the_loads_own_are_refused(header: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        replace(SHORT, headers=(header,))
