@@ -21,6 +21,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/hasten.json").read_text(encoding="utf-8"))
 MANIFESTS = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in DEPLOY.glob("kubernetes/*.yaml")}
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+ALERTS = yaml.safe_load((DEPLOY / "alerts.yml").read_text(encoding="utf-8"))
 POD = MANIFESTS["deployment"]["spec"]["template"]["spec"]
 
 
@@ -40,6 +41,20 @@ def test_a_panel_asks_for_series_that_exist(panel: dict[str, Any]) -> None:
         asked = set(re.findall(r"hasten_\w+", target["expr"]))
         assert asked
         assert asked <= exported()
+
+
+@pytest.mark.parametrize("rule", ALERTS["groups"][0]["rules"], ids=lambda rule: rule["alert"])
+def test_an_alert_asks_for_series_that_exist(rule: dict[str, Any]) -> None:
+    assert set(re.findall(r"hasten_\w+", rule["expr"])) <= exported()
+    assert 'job="hasten"' in rule["expr"]
+    assert rule["annotations"]["summary"]
+
+
+def test_prometheus_loads_the_alerts() -> None:
+    settings = yaml.safe_load((DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))
+    assert settings["rule_files"] == ["alerts.yml"]
+    assert settings["scrape_configs"][0]["job_name"] == "hasten"
+    assert "./alerts.yml:/etc/prometheus/alerts.yml:ro" in COMPOSE["services"]["prometheus"]["volumes"]
 
 
 def test_panels_do_not_lie_on_each_other() -> None:

@@ -193,6 +193,8 @@ def test_metrics_count_requests_stages_and_batches() -> None:
     text = visit(script)
     assert 'hasten_requests_total{status="200"} 1.0' in text
     assert 'hasten_requests_total{status="400"} 1.0' in text
+    assert 'hasten_requests_total{status="429"} 0.0' in text  # so that the first refusal is seen to be one more
+    assert 'hasten_reloads_total{outcome="refused"} 0.0' in text
     assert 'hasten_batch_rows_bucket{le="2.0"} 0.0' in text
     assert 'hasten_batch_rows_bucket{le="4.0"} 1.0' in text
     for stage, count in (("tokenize", 1), ("queue", 1), ("inference", 1), ("total", 1)):
