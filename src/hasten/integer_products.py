@@ -5,7 +5,7 @@ are mended here:
 
 - the quantizer hands the rounded tensor to all of its readers; those that are no products read the one before rounding
   again, which keeps the residual path in fp32 and saves its conversion;
-- a product's bias is added by the product;
+- a product's bias is added by the product, that of an activation after it too;
 - an attention and the product before it become one operator, `QAttention`.
 
 Source: onnxruntime, "Contrib Operators": `com.microsoft.MatMulIntegerToFloat`.
@@ -29,6 +29,7 @@ def use_integer_products(model: ir.Model) -> None:
         model: A fused encoder, unpacked, as onnxruntime's quantizer gave it in the QDQ format.
     """
     _read_unrounded(model)
+    _part_activations_from_biases(model)
     for product in [node for node in model.graph if node.op_type == PRODUCT]:
         given, weight = (_restored(value) for value in product.inputs)
         if given is not None and weight is not None:
@@ -53,6 +54,21 @@ def _read_unrounded(model: ir.Model) -> None:
             rounded = restored.inputs[0].producer() if restored is not None and restored.inputs[0] is not None else None
             if rounded is not None and rounded.op_type == ROUND:
                 node.replace_input_with(index, rounded.inputs[0])
+
+
+def _part_activations_from_biases(model: ir.Model) -> None:
+    """After what will be an integer product, `BiasGelu` is an addition and `Gelu`, which takes less time by itself."""
+    for activation in [node for node in model.graph if node.op_type == "BiasGelu"]:
+        product = activation.inputs[0].producer() if activation.inputs[0] is not None else None
+        if product is None or product.op_type != PRODUCT or not all(map(_restored, product.inputs)):
+            continue
+        addition = ir.node("Add", activation.inputs)
+        alone = ir.node("Gelu", addition.outputs, domain=CONTRIB, name=activation.name)
+        for node, like in ((addition, product), (alone, activation)):
+            node.outputs[0].shape, node.outputs[0].type = like.outputs[0].shape, like.outputs[0].type
+        model.graph.insert_before(activation, [addition, alone])
+        ir.convenience.replace_all_uses_with(activation.outputs[0], alone.outputs[0])
+        model.graph.remove(activation, safe=True)
 
 
 def _write_integer_product(model: ir.Model, product: ir.Node, given: ir.Node, weight: ir.Node) -> None:

@@ -214,6 +214,7 @@ def test_integer_products_hold_their_bias_and_leave_the_residual_path_alone(
     nodes = onnx.load(quantized.path / "model.onnx").graph.node
     counts = Counter(node.op_type for node in nodes)
     assert (counts["QAttention"], counts["MatMulIntegerToFloat"]) == (2, 2 * 3)
+    assert (counts["Gelu"], counts["BiasGelu"]) == (2, 0), "the product before it adds the bias"
     assert counts["DequantizeLinear"] == 3, "those of the embedding tables"
     restored = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
     layers = [node for node in nodes if "encoder.layer" in node.name]
