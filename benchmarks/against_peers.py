@@ -157,7 +157,7 @@ class Comparison:
     ) -> dict[str, Any]:
         ours, peers = ([row for row in rows if (row.peer == "hasten") == own] for own in (True, False))
         faster = {
-            mine.name: times_faster(mine.name, [p.name for p in peers if p.precision == mine.precision], samples)
+            mine.name: times_faster(mine.name, [p.name for p in peers if p.weights == mine.weights], samples)
             for mine in ours
         }
         medians = {name: p50(times_ms) for name, times_ms in samples.items()}

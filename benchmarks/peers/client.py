@@ -34,7 +34,7 @@ class Client:
         environment.pop("PYTHONPATH", None)
         command = [str(row.python), str(WORKER), str(row.folder), str(threads), str(source.manifest.max_tokens)]
         if row.peer == "hasten":
-            command.append(json.dumps(cpu_settings(threads=threads)))
+            command.append(json.dumps(cpu_settings(threads=threads, precision=row.precision)))
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hasten.errors import HastenError
 from hasten.files import file_sha256, write_atomically
+from hasten.variant import Precision
 from peers.rows import is_whole, without_folders
 
 HERE = Path(__file__).parent
@@ -30,7 +31,7 @@ class Row:
     """One graph of the comparison, or the reason why there is none.
 
     Attributes:
-        name: The row's name; that of a fp32 graph ends in `fp32`.
+        name: The row's name, which ends in the graph's precision and, where hasten runs it in bfloat16, in `bf16`.
         peer: Whose it is: `hasten` or one of `PEERS`.
         how: How it was made, in words.
         folder: Where it stands.
@@ -48,9 +49,16 @@ class Row:
     error: str | None = None
 
     @property
-    def precision(self) -> str:
-        """`fp32` or `int8`."""
-        return "fp32" if self.name.endswith("fp32") else "int8"
+    def precision(self) -> Precision:
+        """What it is called. A peer's graph is run as its runtime pleases, which can be in bfloat16."""
+        if self.name.endswith("-bf16"):
+            return "int8+bf16" if self.weights == "int8" else "bf16"
+        return self.weights
+
+    @property
+    def weights(self) -> Precision:
+        """`fp32` or `int8`: what the graph holds, by which rows of hasten and of peers are compared."""
+        return "fp32" if self.name.endswith(("fp32", "openvino-bf16")) else "int8"
 
     @property
     def files(self) -> list[Path]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import hasten
 from hasten.files import file_sha256
 from hasten.onnx_export import export
-from hasten.openvino_steps import export_openvino, quantize_openvino
+from hasten.openvino_runtime import has_bfloat16
+from hasten.openvino_steps import convert_openvino, export_openvino, quantize_openvino
 from hasten.pipeline import OptimizeOptions
 from hasten.quantization import QuantizeOptions, quantize
 from hasten.quantization_search import Choice, Question, choose_quantization
@@ -27,6 +28,8 @@ WHAT = {
     "onnx-int8-dynamic": "hasten export, quantize: dynamic",
     "hasten-openvino-fp32": "hasten export --runtime openvino",
     "hasten-openvino-int8": "hasten export --runtime openvino, quantize",
+    "hasten-openvino-bf16": "hasten export --runtime openvino, quantize --precision bf16",
+    "hasten-openvino-int8-bf16": "hasten export --runtime openvino, quantize, quantize --precision bf16",
 }
 
 
@@ -49,7 +52,7 @@ class Own:
     shop: Workshop
 
     def rows(self) -> list[Row]:
-        """The five rows."""
+        """Five rows, and two more where the CPU multiplies bfloat16."""
         fp32 = self._variant("onnx-fp32", lambda out: export(self.source, out, texts=self.texts))
         key = self._key(fp32.digest, self.texts, self.valid.digest, MAX_LOST_POINTS)
         choice: Choice = self.shop.cached(
@@ -57,14 +60,7 @@ class Own:
         )
         ways = {"onnx-int8": choice.options, "onnx-int8-dynamic": QuantizeOptions(method="dynamic")}
         made = [fp32] + [self._quantized(fp32, name, options) for name, options in ways.items()]
-        other = self._variant(
-            "hasten-openvino-fp32",
-            lambda out: export_openvino(self.source, out, name="hasten-openvino-fp32", texts=self.texts),
-        )
-        made += [other, self._variant(
-            "hasten-openvino-int8",
-            lambda out: quantize_openvino(other, out, name="hasten-openvino-int8", texts=self.texts), other.digest,
-        )]  # fmt: skip
+        made += self._for_openvino()
         return [
             Row(
                 name=variant.name, peer="hasten", how=WHAT[variant.name], folder=variant.path,
@@ -72,6 +68,20 @@ class Own:
             )
             for variant in made
         ]  # fmt: skip
+
+    def _for_openvino(self) -> list[Variant]:
+        name = "hasten-openvino"
+        fp32 = self._variant(
+            f"{name}-fp32", lambda out: export_openvino(self.source, out, name=f"{name}-fp32", texts=self.texts)
+        )
+        int8 = self._lowered(fp32, f"{name}-int8", quantize_openvino)
+        if not has_bfloat16():
+            return [fp32, int8]
+        both = ((fp32, f"{name}-bf16"), (int8, f"{name}-int8-bf16"))
+        return [fp32, int8, *(self._lowered(source, lowered, convert_openvino) for source, lowered in both)]
+
+    def _lowered(self, source: Variant, name: str, step: Callable[..., Variant]) -> Variant:
+        return self._variant(name, lambda out: step(source, out, name=name, texts=self.texts), source.digest)
 
     def _question(self, fp32: Variant) -> Question:
         return Question(

@@ -27,9 +27,9 @@ def markdown(result: dict[str, Any]) -> str:
     made = [row for row in result["rows"] if row["error"] is None]
     lines = [f"# hasten's graphs and those of its peers: {result['model']}", "", _conditions(result), ""]
     lines += ["## Times faster than the fastest peer of each length", "", *_fastest(result)]
-    for precision in ("fp32", "int8"):
-        names = [row["name"] for row in made if row["precision"] == precision]
-        lines += [f"## Median latency, {precision} (ms)", "", *_latencies(result, names)]
+    for precisions in (("fp32", "bf16"), ("int8", "int8+bf16")):
+        names = [row["name"] for row in made if row["precision"] in precisions]
+        lines += [f"## Median latency, {' and '.join(precisions)} (ms)", "", *_latencies(result, names)]
     lines += ["## How many times faster than each peer", "", *_ratios(result)]
     lines += ["## Answers", "", *_quality(result, made)]
     lines += ["## What each row is", "", *_about(result["rows"])]

@@ -128,20 +128,33 @@ def quantize(
     smoothing: Annotated[
         float, typer.Option(help="How much of the activations' outliers moves into the weights, 0 to 1.")
     ] = QUANTIZE.smoothing,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="'int8'; or 'bf16', by which a fp32 or INT8 variant for OpenVINO runs in bfloat16, if the CPU has it."
+        ),
+    ] = "int8",
     name: Name = None,
 ) -> None:
-    """Quantize a fp32 variant to INT8; an OpenVINO one as NNCF does, whatever the other options."""
+    """Quantize a fp32 variant to INT8, an OpenVINO one as NNCF does, whatever the other options; or use bfloat16."""
     from hasten import openvino_steps, quantization
 
+    to_bfloat16 = one_of("--precision", precision, ("int8", "bf16")) == "bf16"
     options = QuantizeOptions(
         method=one_of("--method", method, get_args(Method)),
         calibration=one_of("--calibration", calibration, get_args(Calibration)),
         per_channel=per_channel, reduce_range=reduce_range, embeddings=embeddings, smoothing=smoothing,
     )  # fmt: skip
     with variants_of([str(folder)]) as (source,):
+        if to_bfloat16 and source.manifest.format != "openvino":
+            raise UsageError(
+                f"--precision bf16 is for OpenVINO variants, and {folder} is a variant for {source.manifest.format}; "
+                "make one with hasten export --runtime openvino"
+            )
         texts = _sampled(read_texts(data, text_column=text_column))
         if source.manifest.format == "openvino":
-            made = openvino_steps.quantize_openvino(source, out, name=name or out.name, texts=texts)
+            step = openvino_steps.convert_openvino if to_bfloat16 else openvino_steps.quantize_openvino
+            made = step(source, out, name=name or out.name, texts=texts)
         else:
             made = quantization.quantize(source, out, options, name=name or out.name, texts=texts)
     sys.stdout.write(f"{made.path}\n")

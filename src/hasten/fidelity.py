@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from hasten.cores import available_cores
 from hasten.errors import ArtifactError, DataError, ParityError
-from hasten.golden import GOLDEN_TEXTS
+from hasten.golden import GOLDEN_TEXTS, finish
 from hasten.invariance import batch_invariance
 from hasten.runtime import Logits, Runtime, open_runtime, predict_logits
 from hasten.tokenization import Encoding
-from hasten.variant import Format, Variant
+from hasten.variant import IN_BFLOAT16, Format, Manifest, Precision, Variant
 
 MOST_PAIRS = 8 * 2048**2  # of tokens of a row, over the rows of a padded batch
 
@@ -65,25 +65,29 @@ def _mixed_logits(runtime: Runtime, texts: Sequence[str], batch: int) -> Any:
     return np.concatenate([*parts, predict_logits(runtime, texts)])
 
 
-def check_quantizable(source: Variant, wanted: Format, texts: Sequence[str]) -> None:
-    """Refuses what cannot be quantized by a step.
+def check_source(
+    source: Variant, wanted: Format, texts: Sequence[str], *, precisions: Sequence[Precision] = ("fp32",),
+    done: str = "quantized",
+) -> None:  # fmt: skip
+    """Refuses what a step that changes answers cannot start from.
 
     Args:
-        source: What shall be quantized.
-        wanted: The format that the step takes.
-        texts: What it shall be calibrated and compared on.
+        source: What the step is given.
+        wanted: The format that it takes.
+        texts: What it shall be compared on.
+        precisions: The precisions that it takes.
+        done: What it does with a variant.
 
     Raises:
-        ArtifactError: The source is of another format, or not fp32.
+        ArtifactError: The source is of another format or precision.
         DataError: There are no texts, or only empty ones.
     """
-    if (source.manifest.format, source.manifest.precision) != (wanted, "fp32"):
+    if source.manifest.format != wanted or source.manifest.precision not in precisions:
         kind, name = f"{source.manifest.format} {source.manifest.precision}", {"onnx": "ONNX", "openvino": "OpenVINO"}
-        raise ArtifactError(f"{source.path}: a {kind} variant; only a fp32 {name[wanted]} variant can be quantized")
+        taken = f"{' or '.join(precisions)} {name[wanted]}"
+        raise ArtifactError(f"{source.path}: a {kind} variant; only a {taken} variant can be {done}")
     if not any(text.strip() for text in texts):
-        raise DataError(
-            f"quantization calibrates and measures its loss on real texts; all {len(texts)} given are empty"
-        )
+        raise DataError(f"a variant is {done} with its loss measured on real texts; all {len(texts)} given are empty")
 
 
 def finite_logits(variant: Variant, texts: Sequence[str]) -> Logits:
@@ -105,34 +109,40 @@ def finite_logits(variant: Variant, texts: Sequence[str]) -> Logits:
     return logits
 
 
-def measure_changes(
-    before: Logits, quantized: Variant, texts: Sequence[str], mixed: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """What quantization changed, and whether company changes answers.
+def finish_measured(
+    made: Variant, before: Logits, texts: Sequence[str], mixed: Sequence[str] | None = None
+) -> Manifest:
+    """Finishes a draft of lower precision than its parent: what that changed goes into its step's facts.
 
     Args:
+        made: The draft, complete but for `golden.json` and `variant.json`.
         before: The parent's logits of the texts; shape [texts, labels].
-        quantized: The result, which need not be sealed yet.
         texts: Real texts.
         mixed: Real texts to put into each other's company; `texts` if None.
 
     Returns:
-        The facts `against_fp32` (label flips, mean and largest difference of a logit) and `batch_invariance`.
+        The manifest as written. The facts are `against_fp32` or `against_int8`, by the parent (label flips, mean and
+        largest difference of a logit), and `batch_invariance`.
 
     Raises:
-        ParityError: The INT8 model answers NaN or infinity.
+        ParityError: The draft answers NaN or infinity.
     """
-    after = finite_logits(quantized, texts)
+    changes = _changes(before, made, texts)
+    company = batch_invariance(open_runtime(made, threads=_threads()), texts if mixed is None else mixed)
+    step = replace(made.manifest.step, facts=changes | {"batch_invariance": asdict(company)})
+    return finish(made.path, replace(made.manifest, batch_invariant=company.holds, step=step))
+
+
+def _changes(before: Logits, made: Variant, texts: Sequence[str]) -> dict[str, Any]:
+    after, parent = finite_logits(made, texts), IN_BFLOAT16.get(made.manifest.precision, "fp32")
     difference = np.abs(before - after).max(axis=-1)
-    company = batch_invariance(open_runtime(quantized, threads=_threads()), texts if mixed is None else mixed)
     return {
-        "against_fp32": {
+        f"against_{parent}": {
             "texts": len(texts),
             "label_flips": int((before.argmax(-1) != after.argmax(-1)).sum()),
             "mean_logit_difference": float(difference.mean()),
             "max_logit_difference": float(difference.max()),
-        },
-        "batch_invariance": asdict(company),
+        }
     }
 
 

@@ -224,7 +224,7 @@ class Measurement:
         variant: The variant's name.
         digest: The variant's digest.
         format: `torch`, `onnx` or `openvino`.
-        precision: `fp32` or `int8`.
+        precision: As in the variant's manifest.
         parameters: Weights by part.
         size_bytes: Size of the weights file.
         peak_memory_bytes: Peak resident memory of the process that ran it, the interpreter and libraries included.
@@ -319,7 +319,9 @@ def this_host() -> Host:
     import psutil
 
     info = _cpuinfo()
-    wanted = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+    wanted = (
+        "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm",
+    )  # fmt: skip
     return Host(
         cpu=info.get("model name", platform.processor() or platform.machine()),
         cores=available_cores(),

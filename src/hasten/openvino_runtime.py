@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hasten.errors import ArtifactError, MissingExtraError
 from hasten.tokenization import Encoding, TextEncoder, pad_token_id, padded
-from hasten.variant import Variant
+from hasten.variant import IN_BFLOAT16, Precision, Variant
 
 
 class OpenVinoRuntime:
@@ -20,8 +20,13 @@ class OpenVinoRuntime:
     compiles_shapes = True
 
     def __init__(self, variant: Variant, *, threads: int, workers: int = 1, profile: bool = False) -> None:
-        core = load_openvino().Core()
-        settings = cpu_settings(threads=threads, workers=workers) | {"PERF_COUNT": profile}
+        core, precision = load_openvino().Core(), variant.manifest.precision
+        if precision in IN_BFLOAT16 and not has_bfloat16():
+            raise ArtifactError(
+                f"{variant.path}: a {precision} variant, but OpenVINO does not multiply bfloat16 on this CPU; use the "
+                f"{IN_BFLOAT16[precision]} variant that it was made from"
+            )
+        settings = cpu_settings(threads=threads, workers=workers, precision=precision) | {"PERF_COUNT": profile}
         path = variant.path / "openvino_model.xml"
         try:
             self._model: Any = core.compile_model(path, "CPU", settings)
@@ -56,12 +61,26 @@ class OpenVinoRuntime:
         return self._requests.mine
 
 
-def cpu_settings(*, threads: int, workers: int = 1) -> dict[str, Any]:
+def has_bfloat16() -> bool:
+    """Whether OpenVINO multiplies bfloat16 on this CPU.
+
+    Returns:
+        What OpenVINO itself says of the CPU.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+    """
+    return "BF16" in load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def cpu_settings(*, threads: int, workers: int = 1, precision: Precision) -> dict[str, Any]:
     """OpenVINO's properties for a latency that is bound to so many threads.
 
     Args:
         threads: Threads of an inference.
         workers: Inferences at a time.
+        precision: The variant's. OpenVINO would choose bfloat16 for any graph where the CPU has it; it is told, so that
+            a variant runs in what it is called.
 
     Returns:
         Properties by name, as `Core.compile_model` takes them.
@@ -70,7 +89,7 @@ def cpu_settings(*, threads: int, workers: int = 1) -> dict[str, Any]:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": workers,
         "INFERENCE_NUM_THREADS": threads * workers,
-        "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU has it
+        "INFERENCE_PRECISION_HINT": "bf16" if precision in IN_BFLOAT16 else "f32",
         "ENABLE_CPU_PINNING": False,  # several processes would pin themselves to the same cores
     }
 

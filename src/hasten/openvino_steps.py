@@ -1,8 +1,9 @@
-"""The road through OpenVINO: a torch variant becomes an OpenVINO model, and that one INT8.
+"""The road through OpenVINO: a torch variant becomes an OpenVINO model, that one INT8, and either bfloat16.
 
 OpenVINO has graph transformations and kernels of its own, which are at home on Intel's CPUs, so the graph is handed
 over as it was traced. It is quantized by NNCF, statically, with the scales of outliers moved into the weights and
-biases corrected. Folders are laid out as optimum-intel's are (`openvino_model.xml` and `.bin`): its classes open them.
+biases corrected. bfloat16 changes no file of the graph: OpenVINO rounds as it loads and runs it. Folders are laid out
+as optimum-intel's are (`openvino_model.xml` and `.bin`): its classes open them.
 
 Source: Xiao et al. 2023, "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
 and Nagel et al. 2019, "Data-Free Quantization through Weight Equalization and Bias Correction", section 4.2; both as
@@ -14,21 +15,22 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hasten.errors import ArtifactError, MissingExtraError
-from hasten.fidelity import check_quantizable, finite_logits, measure_changes, prove_parity
+from hasten.errors import ArtifactError, MissingExtraError, UsageError
+from hasten.fidelity import check_source, finish_measured, finite_logits, prove_parity
 from hasten.golden import GOLDEN_TEXTS, finish
 from hasten.measurement import library_versions
-from hasten.openvino_runtime import load_openvino
+from hasten.openvino_runtime import has_bfloat16, load_openvino
 from hasten.tokenization import TextEncoder, pad_token_id, padded
 from hasten.torch_runtime import load_torch_model
 from hasten.tracing import OPSET, trace
-from hasten.variant import StepRecord, Variant, building, copy_configuration
+from hasten.variant import IN_BFLOAT16, WEIGHTS, Precision, StepRecord, Variant, building, copy_configuration
 
 GRAPH = "openvino_model.xml"
 TOLERANCE = 1e-4
@@ -64,7 +66,7 @@ def export_openvino(
         graph = trace(load_torch_model(source, attention="eager"))
         model = openvino.Core().read_model(graph.SerializeToString())
         openvino.save_model(model, draft / GRAPH, compress_to_fp16=False)
-        manifest = replace(source.manifest, name=name, format="openvino", step=_record("export", source, {}))
+        manifest = replace(source.manifest, name=name, format="openvino", step=_record("export", source))
         exported = Variant(path=draft, manifest=manifest)
         facts = prove_parity(source, exported, texts, tolerance=TOLERANCE, batch=PARITY_BATCH)
         sealed = finish(draft, replace(manifest, step=_record("export", source, facts)))
@@ -99,25 +101,63 @@ def quantize_openvino(
         ParityError: The source or the INT8 model answers NaN.
         MissingExtraError: openvino or nncf is not installed.
     """
-    check_quantizable(source, "openvino", texts)
+    check_source(source, "openvino", texts)
     before = finite_logits(source, texts)
     with building(out) as draft:
         copy_configuration(source, draft)
         _quantize_graph(source, draft / GRAPH, texts[:CALIBRATION_TEXTS])
-        manifest = replace(
-            source.manifest, name=name, precision="int8", plan=None, step=_record("quantize", source, {})
-        )
-        facts = measure_changes(before, Variant(path=draft, manifest=manifest), texts, mixed)
-        invariant: bool = facts["batch_invariance"]["holds"]
-        step = _record("quantize", source, facts)
-        sealed = finish(draft, replace(manifest, batch_invariant=invariant, step=step))
+        step = _record("quantize", source)
+        manifest = replace(source.manifest, name=name, precision="int8", plan=None, step=step)
+        sealed = finish_measured(Variant(path=draft, manifest=manifest), before, texts, mixed)
     return Variant(path=out.resolve(), manifest=sealed)
 
 
-def _record(step: str, source: Variant, facts: dict[str, Any]) -> StepRecord:
-    options = {"export": {"tolerance": TOLERANCE, "opset": OPSET}, "quantize": {"calibration_texts": CALIBRATION_TEXTS}}
+def convert_openvino(
+    source: Variant, out: Path, *, name: str, texts: Sequence[str], mixed: Sequence[str] | None = None
+) -> Variant:
+    """Converts an OpenVINO variant to bfloat16: the same graph, run in it wherever it is not in INT8.
+
+    Args:
+        source: A fp32 or INT8 OpenVINO variant.
+        out: The folder to make.
+        name: The new variant's name.
+        texts: Real texts of the training side, at least one that is not empty, to measure the change on.
+        mixed: Real texts to prove batch invariance on; `texts` if None.
+
+    Returns:
+        The variant, of precision `bf16` or `int8+bf16`. Its step's facts hold the label flips and logit differences
+        against the source, and whether texts get the same logits alone and in batches.
+
+    Raises:
+        ArtifactError: The source is no fp32 or INT8 OpenVINO variant.
+        UsageError: OpenVINO does not multiply bfloat16 on this CPU.
+        DataError: There are no texts, or only empty ones.
+        ParityError: The source or the result answers NaN.
+        MissingExtraError: openvino is not installed.
+    """
+    lowered: dict[Precision, Precision] = {plain: low for low, plain in IN_BFLOAT16.items()}
+    check_source(source, "openvino", texts, precisions=tuple(lowered), done="converted to bfloat16")
+    if not has_bfloat16():
+        raise UsageError(f"OpenVINO does not multiply bfloat16 on this CPU; use {source.path} as it is")
+    before = finite_logits(source, texts)
+    with building(out) as draft:
+        copy_configuration(source, draft)
+        for file in WEIGHTS["openvino"]:
+            shutil.copyfile(source.path / file, draft / file)
+        precision, step = lowered[source.manifest.precision], _record("convert", source)
+        manifest = replace(source.manifest, name=name, precision=precision, plan=None, step=step)
+        sealed = finish_measured(Variant(path=draft, manifest=manifest), before, texts, mixed)
+    return Variant(path=out.resolve(), manifest=sealed)
+
+
+def _record(step: str, source: Variant, facts: dict[str, Any] | None = None) -> StepRecord:
+    options = {
+        "export": {"tolerance": TOLERANCE, "opset": OPSET},
+        "quantize": {"calibration_texts": CALIBRATION_TEXTS},
+        "convert": {},
+    }
     versions = library_versions(VERSIONED)
-    return StepRecord(name=step, parent=source.digest, options=options[step], versions=versions, facts=facts)
+    return StepRecord(name=step, parent=source.digest, options=options[step], versions=versions, facts=facts or {})
 
 
 def _quantize_graph(source: Variant, path: Path, texts: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from hasten.answers import require_better_than_majority
 from hasten.budget import Assessment, judge
 from hasten.errors import MeasurementError
 from hasten.measurement import Measurement, load_measurement, speedup, this_host
+from hasten.openvino_runtime import has_bfloat16
 from hasten.optimize_options import Observer, OptimizeOptions, Silent
 from hasten.profiling import profile, run_key
 from hasten.report import Report, RunInfo, compare
@@ -29,7 +30,7 @@ from hasten.report_render import save_report
 from hasten.splits import Data, Inputs, read_data
 from hasten.thread_plan import measure_plan, record_plan
 from hasten.training_plan import TrainingPlan
-from hasten.variant import Variant
+from hasten.variant import IN_BFLOAT16, Variant
 from hasten.variant_maker import Maker, imported
 from hasten.workload import Workload, normalised
 from hasten.workshop import Workshop
@@ -107,8 +108,16 @@ class _Road:
             self.make.quantized(source, "onnx-int8"), self.make.quantized_dynamically(source, "onnx-int8-dynamic")
         ]  # fmt: skip
         if self.options.with_openvino:
-            made.append(self.make.quantized_for_openvino(self._candidate("openvino-fp32"), "openvino-int8"))
+            made += self._lowered_for_openvino(self._candidate("openvino-fp32"), "openvino")
         return made
+
+    def _lowered_for_openvino(self, fp32: Variant, name: str) -> list[Variant]:
+        """An OpenVINO variant in INT8, and both in bfloat16 where the CPU multiplies it."""
+        int8 = self.make.quantized_for_openvino(fp32, f"{name}-int8")
+        if not has_bfloat16():
+            return [int8]
+        both = ((fp32, f"{name}-bf16"), (int8, f"{name}-int8-bf16"))
+        return [int8, *(self.make.converted_for_openvino(source, lowered) for source, lowered in both)]
 
     def _simple(self) -> list[Variant]:
         """Models without layers: on easy data they are enough, and everywhere they say what layers bring."""
@@ -130,7 +139,7 @@ class _Road:
                 made.append(self._finished(trained, quantized.name, teacher))
             if self.options.with_openvino and not number:
                 other = self.make.exported_to_openvino(trained, f"{name}-openvino-fp32")
-                made.append(self.make.quantized_for_openvino(other, f"{name}-openvino-int8"))
+                made += self._lowered_for_openvino(other, f"{name}-openvino")
         control = self.make.trained(start, f"{name}{CONTROL_MARK}-torch", None)
         exported = self.make.exported(control, f"{name}{CONTROL_MARK}-fp32")
         return [*made, self.make.quantized(exported, f"{name}{CONTROL_MARK}-int8")]
@@ -246,7 +255,7 @@ class _Road:
             *_planned(self.make.training_plan),
             *_widening(self.make.transfer_counts),
             *_spreads(measurements),
-            *_idle_int8(self.candidates, measurements),
+            *_idle(self.candidates, measurements),
         )
         if chosen is None:
             none = "No variant met the budget on the validation split, not even by its estimate; none is chosen."
@@ -324,16 +333,17 @@ def _spreads(measurements: Sequence[Measurement]) -> Generator[str]:
             )
 
 
-def _idle_int8(variants: Sequence[Variant], measurements: Sequence[Measurement]) -> Generator[str]:
-    """Says where INT8 is not shown to be faster than the fp32 it was made from."""
+def _idle(variants: Sequence[Variant], measurements: Sequence[Measurement]) -> Generator[str]:
+    """Says where INT8 or bfloat16 is not shown to be faster than what it was made from."""
     found = dict(zip((variant.digest for variant in variants), measurements, strict=True))
     for variant in variants:
         parent = found.get(variant.manifest.step.parent or "")
-        if variant.manifest.precision == "int8" and parent is not None:
+        if variant.manifest.precision != "fp32" and parent is not None:
+            kind = "bfloat16" if variant.manifest.precision in IN_BFLOAT16 else "INT8"
             gain = speedup(parent, found[variant.digest])
             if gain.lower is None or gain.lower <= 1:
                 yield (
-                    f"INT8 does not pay on this CPU for {variant.name}: {gain.value:.2f} times the speed of "
+                    f"{kind} does not pay on this CPU for {variant.name}: {gain.value:.2f} times the speed of "
                     f"{parent.variant}, which is not shown to be above 1."
                 )
 

@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from hasten.errors import ArtifactError, MissingExtraError, UsageError
-from hasten.fidelity import check_quantizable, finite_logits, measure_changes
-from hasten.golden import finish
+from hasten.fidelity import check_source, finish_measured, finite_logits
 from hasten.measurement import library_versions, this_host
 from hasten.runtime import OnnxRuntime
 from hasten.smoothing import channel_peaks, smooth
@@ -122,25 +121,22 @@ def quantize(
         MissingExtraError: onnx is not installed.
     """
     options = options or QuantizeOptions()
-    check_quantizable(source, "onnx", texts)
+    check_source(source, "onnx", texts)
     before = finite_logits(source, texts)
     with building(out) as draft:
         copy_configuration(source, draft)
         quantize_graph(source, draft / "model.onnx", options, texts)
-        manifest = replace(source.manifest, name=name, precision="int8", plan=None, step=_record(source, options, {}))
-        facts = measure_changes(before, Variant(path=draft, manifest=manifest), texts, mixed)
-        invariant: bool = facts["batch_invariance"]["holds"]
-        sealed = finish(draft, replace(manifest, batch_invariant=invariant, step=_record(source, options, facts)))
+        manifest = replace(source.manifest, name=name, precision="int8", plan=None, step=_record(source, options))
+        sealed = finish_measured(Variant(path=draft, manifest=manifest), before, texts, mixed)
     return Variant(path=out.resolve(), manifest=sealed)
 
 
-def _record(source: Variant, options: QuantizeOptions, facts: dict[str, Any]) -> StepRecord:
+def _record(source: Variant, options: QuantizeOptions) -> StepRecord:
     return StepRecord(
         name="quantize",
         parent=source.digest,
         options=asdict(options) | {"reduce_range": options.reduces_range},
         versions=library_versions(VERSIONED),
-        facts=facts,
     )
 
 

@@ -152,7 +152,7 @@ class VariantRow:
         name: The variant's name.
         digest: The variant's digest.
         format: `torch`, `onnx` or `openvino`.
-        precision: `fp32` or `int8`.
+        precision: As in the variant's manifest.
         parameters: Number of weights.
         parameters_by_part: The same by part of the model.
         size_bytes: Size of the weights file.

@@ -35,7 +35,8 @@ CONFIGURATION = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
 Task = Literal["single_label_classification", "multi_label_classification", "regression", "token_classification"]
 Format = Literal["torch", "onnx", "openvino"]
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "bf16", "int8", "int8+bf16"]
+IN_BFLOAT16: dict[Precision, Precision] = {"bf16": "fp32", "int8+bf16": "int8"}  # of the same graph without bfloat16
 WEIGHTS: dict[Format, tuple[str, ...]] = {
     "torch": ("model.safetensors",),
     "onnx": ("model.onnx",),
@@ -68,7 +69,7 @@ class StepRecord:
     """How a variant came to be.
 
     Attributes:
-        name: The step's verb: `import`, `init`, `train`, `distill`, `export` or `quantize`.
+        name: The step's verb: `import`, `init`, `train`, `distill`, `export`, `quantize` or `convert`.
         parent: Digest of the variant it was made from; None for an import.
         options: The step's options, as resolved.
         versions: Versions of the libraries that did the work.
@@ -137,7 +138,8 @@ class Manifest:
         name: The variant's name, such as `onnx-int8`; files are named after it, so it has no slash.
         task: What the logits mean.
         format: `torch` (safetensors), `onnx` or `openvino`.
-        precision: `fp32` or `int8`.
+        precision: `fp32`; `bf16`; `int8`; or `int8+bf16`, whose products are INT8 and the rest bfloat16. bfloat16 is a
+            way to run the graph of an OpenVINO variant, which stays as it is.
         architecture: transformers' `model_type`.
         labels: Label names by id.
         max_tokens: Longest input in tokens, special tokens included; longer texts are truncated.
@@ -187,9 +189,11 @@ class Variant:
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) over the files' hashes: the identity of what runs, whatever it is called."""
-        lines = "".join(f"{name} {value}\n" for name, value in sorted(self.manifest.files.items()))
-        return hashlib.sha256(lines.encode()).hexdigest()
+        """sha256 (hex) over the files' hashes, and bfloat16, which no file tells: the identity of what runs."""
+        precision = self.manifest.precision
+        lines = [f"{name} {value}\n" for name, value in sorted(self.manifest.files.items())]
+        lines += [f"{precision}\n"] if precision in IN_BFLOAT16 else []
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
     def size_bytes(self) -> int:

@@ -18,7 +18,7 @@ from hasten.layer_choice import layer_influences, most_influential
 from hasten.measurement import this_host
 from hasten.ngram_model import NgramOptions, fit_ngrams
 from hasten.onnx_export import export
-from hasten.openvino_steps import export_openvino, quantize_openvino
+from hasten.openvino_steps import convert_openvino, export_openvino, quantize_openvino
 from hasten.optimize_options import Observer, OptimizeOptions
 from hasten.quantization import QuantizeOptions, quantize
 from hasten.quantization_search import Choice, Question, choose_quantization
@@ -111,6 +111,15 @@ class Maker:
         return self._step(
             name, [source.digest, texts, mixed],
             lambda out: quantize_openvino(source, out, name=name, texts=texts, mixed=mixed),
+        )  # fmt: skip
+
+    def converted_for_openvino(self, source: Variant, name: str) -> Variant:
+        """An OpenVINO variant in bfloat16."""
+        self.observer.stage(f"converting {name}")
+        texts, mixed = self._some_texts(QUANTIZE_TEXTS), self.data.valid.texts
+        return self._step(
+            name, [source.digest, texts, mixed],
+            lambda out: convert_openvino(source, out, name=name, texts=texts, mixed=mixed),
         )  # fmt: skip
 
     def student_start(self) -> tuple[Variant, Shape] | None:

@@ -64,6 +64,40 @@ def test_what_a_reader_should_know_of_the_data_is_said() -> None:
     assert not [*pipeline._repeated(rows.take([0, 1])), *pipeline._absent(rows, ("yes",))]
 
 
+@pytest.mark.parametrize(("bfloat16", "expected"), [(False, ["-int8"]), (True, ["-int8", "-bf16", "-int8-bf16"])])
+def test_openvino_has_bfloat16_where_the_cpu_has(
+    bfloat16: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "has_bfloat16", lambda: bfloat16)
+    road = pipeline._Road(*cast("tuple[Any, Any, Any, Any]", (None,) * 4))
+
+    def made(source: Any, name: str) -> Any:
+        return SimpleNamespace(name=name, source=source.name)
+
+    road.make = cast("Any", SimpleNamespace(quantized_for_openvino=made, converted_for_openvino=made))
+    found = road._lowered_for_openvino(cast("Any", SimpleNamespace(name="fp32")), "openvino")
+    assert [variant.name for variant in found] == [f"openvino{kind}" for kind in expected]
+    assert [cast("Any", variant).source for variant in found] == ["fp32", "fp32", "openvino-int8"][: len(found)]
+
+
+def test_a_precision_that_does_not_pay_is_named() -> None:
+    rows = {"fp32": (None, 1.0), "int8": ("fp32", 0.5), "bf16": ("fp32", 1.0), "int8+bf16": ("int8", 0.6)}
+    variants = [
+        SimpleNamespace(
+            name=name, digest=name, manifest=SimpleNamespace(precision=name, step=SimpleNamespace(parent=parent))
+        )
+        for name, (parent, _) in rows.items()
+    ]  # fmt: skip
+    measured = [a_measurement(name, samples_ms=latencies() * factor) for name, (_, factor) in rows.items()]
+    same, slower = pipeline._idle(cast("Any", variants), measured)
+    assert same.startswith("bfloat16 does not pay on this CPU for bf16: 1.00 times the speed of fp32")
+    assert slower.startswith("bfloat16 does not pay on this CPU for int8+bf16: 0.83 times the speed of int8")
+    factors = {"fp32": 0.5, "int8": 1.0}
+    measured = [a_measurement(name, samples_ms=latencies() * factor) for name, factor in factors.items()]
+    (idle,) = pipeline._idle(cast("Any", variants[:2]), measured)
+    assert idle.startswith("INT8 does not pay on this CPU for int8: 0.50 times the speed of fp32")
+
+
 @pytest.mark.parametrize("name", ["student-2x128-int8", "student-2x128-seed1-int8"])
 def test_one_student_alone_has_no_spread(name: str) -> None:
     assert not list(pipeline._spreads([a_measurement(name)]))

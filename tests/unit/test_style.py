@@ -220,7 +220,7 @@ def test_every_default_of_the_command_line_has_an_owner() -> None:
         and parameter.default not in (None, False)
         and not any(parameter.name in defaults(kind) for kind in OPTIONS.get(name, ()))
     }
-    assert orphans <= {("demo", "out"), ("export", "runtime")}
+    assert orphans <= {("demo", "out"), ("export", "runtime"), ("quantize", "precision")}
 
 
 def test_every_verb_has_a_line_of_help() -> None:

@@ -17,6 +17,7 @@ from hasten.variant import (
     SCHEMA,
     Manifest,
     Parameters,
+    Precision,
     StepRecord,
     Variant,
     building,
@@ -85,6 +86,13 @@ def test_the_digest_is_of_the_files_and_not_of_the_name(tmp_path: Path) -> None:
     assert one.digest == renamed.digest != changed.digest
     assert one.digest == open_variant(one.path).digest
     assert len(one.digest) == 64
+
+
+def test_the_same_files_in_bfloat16_are_another_variant(tmp_path: Path) -> None:
+    kinds: tuple[Precision, ...] = ("fp32", "bf16", "int8+bf16")
+    made = [make(tmp_path / kind, replace(WHOLE, precision=kind)) for kind in kinds]
+    assert made[0].manifest.files == made[1].manifest.files == made[2].manifest.files
+    assert len({variant.digest for variant in made}) == 3
 
 
 def test_an_error_while_building_leaves_nothing(tmp_path: Path) -> None:
