@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from http import HTTPStatus
 from time import perf_counter
@@ -138,7 +139,7 @@ class Connection(HttpToolsProtocol):
         self._in_body = self._refused = False
         self._unread: asyncio.TimerHandle | None = None  # until a client must have read what was written
         self._framing_bytes = 0  # of the body that comes
-        self._owed = 0  # replies to requests whose head was taken
+        self._owed = deque[Any]()  # a reply each: requests whose head was taken, as `cycle`, in the order they came
         self._last_words: bytes | None = None  # sent after the replies that are owed, before the connection is closed
         self._round: Round = self.app_state.setdefault(ROUND, Round(self.loop))  # one for all connections of a server
         self._short_way: ShortWay | None = self.app_state.get(SHORT_WAY)
@@ -149,11 +150,22 @@ class Connection(HttpToolsProtocol):
         self._late.cancel()
         self.resume_writing()
         super().connection_lost(exc)
-        if isinstance(call := self.cycle, DirectCall) and call.disconnected:
-            if call.task is not None:
-                call.task.cancel()
-            else:
-                self._answer(call)  # counts it
+        self.pipeline.clear()
+        for call in self._owed:  # uvicorn tells the one that was read last
+            self._let_go(call)
+        self._owed.clear()
+
+    def _let_go(self, call: Any) -> None:
+        """Tells what answers a request that nobody waits for its reply."""
+        if call.response_complete:
+            return
+        call.disconnected = True
+        if not isinstance(call, DirectCall):
+            call.message_event.set()
+        elif call.task is not None:
+            call.task.cancel()
+        else:
+            self._answer(call)  # counts it
 
     def pause_writing(self) -> None:
         """A client does not read its replies."""
@@ -203,7 +215,7 @@ class Connection(HttpToolsProtocol):
             return
         if not self._refused and not self._goes_the_short_way():
             super().on_headers_complete()
-            self._owed += 1
+            self._owed.append(self.cycle)
             if self.expect_100_continue:  # the reply may come before the body, which then comes or does not
                 self.cycle.keep_alive = False
         self._in_body = True
@@ -274,7 +286,7 @@ class Connection(HttpToolsProtocol):
         if self.expect_100_continue:
             return False
         self.cycle = call
-        self._owed += 1
+        self._owed.append(call)
         return True
 
     def _answer(self, call: DirectCall) -> None:
@@ -317,7 +329,8 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """A reply was sent; the last one that is owed ends a connection that was refused."""
-        self._owed -= 1
+        if self._owed:
+            self._owed.popleft()
         super().on_response_complete()
         if self._last_words is not None and not self._owed and not self.transport.is_closing():
             self.transport.write(self._last_words)
@@ -345,11 +358,11 @@ class Connection(HttpToolsProtocol):
         replied = self._in_body and (self._refused or self.cycle.response_started)
         if taken and self.pipeline:
             self.pipeline.popleft()
-            self._owed -= 1
+            self._owed.pop()
             taken = False
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nconnection: close\r\ncontent-length: {len(why)}\r\n\r\n"
         words = (head + why).encode()
-        if self._owed > taken:
+        if len(self._owed) > taken:
             self._last_words = words
             return
         if taken and isinstance(call := self.cycle, DirectCall):

@@ -149,6 +149,21 @@ def test_a_live_server_drops_the_row_of_a_client_that_hangs_up() -> None:
     assert runtime.batches == [["first"]]
 
 
+def test_what_waits_behind_the_request_of_a_client_that_left_ends_without_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runtime = GatedRuntime()
+    asked = b'POST /predict HTTP/1.1\r\nHost: test\r\nContent-Length: 18\r\n\r\n{"inputs": "gone"}'
+    with live(make_app(runtime)) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+            client.sendall(3 * asked)
+            assert runtime.entered.wait(5)
+        runtime.gate.set()
+        assert httpx.post(f"{url}/predict", json={"inputs": "later"}, timeout=10).status_code == 200
+    assert ["later"] in runtime.batches
+    assert "Exception" not in caplog.text
+
+
 def test_a_request_keeps_its_id_and_the_log_names_it(caplog: pytest.LogCaptureFixture) -> None:
     async def script(client: httpx.AsyncClient) -> list[httpx.Response]:
         bodies = [({"inputs": "a"}, "mine"), ({"inputs": "bad"}, "broken"), ({}, "x" * 999), ({"inputs": "a"}, "")]
