@@ -39,7 +39,10 @@ def bench(
     ] = None,
     header: Annotated[
         list[str] | None,
-        typer.Option(help="Header to send with each request, such as 'Authorization: Bearer …'; may be repeated."),
+        typer.Option(
+            help="Header of each request, such as 'Authorization: Bearer …'; may be repeated. Other users of the "
+            "machine can read a command line."
+        ),
     ] = None,
     text_column: TextColumn = None,
     seed: Seed = LOAD.seed,

@@ -1,8 +1,7 @@
 """Golden logits: what a folder answered when it was made, on which machine, to be compared with what it answers here.
 
 Integer and bfloat16 arithmetic differ between CPUs, and kernels between versions of a runtime, so a folder that is
-intact can still answer differently. The logits of fixed texts tell whether it does. On one machine a text that is alone
-in its batch gets the same logits on one thread and on two, in bfloat16 too: every precision has the same tolerance.
+intact can still answer differently. The logits of fixed texts tell whether it does.
 """
 
 from __future__ import annotations
@@ -18,9 +17,11 @@ import numpy as np
 from hasten.errors import ArtifactError, ParityError
 from hasten.measurement import library_versions, this_host
 from hasten.runtime import Runtime, open_runtime, predict_logits
-from hasten.variant import GOLDEN, Format, Manifest, Variant, seal
+from hasten.variant import GOLDEN, IN_BFLOAT16, Format, Manifest, Variant, seal
 
 GOLDEN_TOLERANCE = 1e-3
+BFLOAT16_TOLERANCE = 0.05  # sums that more threads share are rounded otherwise, at logits of 4 to 8 by 0.03 a time
+BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
 GOLDEN_TEXTS = (
     "ok",
     "The delivery came two days late, but the support team was friendly and solved it.",
@@ -115,7 +116,7 @@ def replay_golden(variant: Variant, *, threads: int = 1) -> float:
 
     Raises:
         ArtifactError: There is nothing to replay.
-        ParityError: The difference is above `GOLDEN_TOLERANCE`.
+        ParityError: The difference is above `GOLDEN_TOLERANCE`, or in bfloat16 above `BFLOAT16_TOLERANCE`.
     """
     golden = _read(variant)
     now, then = predict_logits(open_runtime(variant, threads=threads), golden.texts), np.asarray(golden.logits)
@@ -125,10 +126,11 @@ def replay_golden(variant: Variant, *, threads: int = 1) -> float:
             "rebuild the folder"
         )
     difference = float(np.abs(now - then.astype(np.float32)).max())
-    if not difference <= GOLDEN_TOLERANCE:
+    tolerance = BFLOAT16_TOLERANCE if variant.manifest.precision in IN_BFLOAT16 else GOLDEN_TOLERANCE
+    if not difference <= tolerance:
         raise ParityError(
             f"{variant.path}: logits differ by {difference:.2g} from those recorded when the folder was made "
-            f"(at most {GOLDEN_TOLERANCE:g}); {' '.join(other_machine(variant)) or 'the machine is the same'}"
+            f"(at most {tolerance:g}); {' '.join(other_machine(variant)) or 'the machine is the same'}"
         )
     return difference
 
@@ -147,8 +149,10 @@ def other_machine(variant: Variant) -> Sequence[str]:
     """
     then, now = _read(variant).machine, Machine.here(variant.manifest.format)
     found: list[str] = []
-    if then.instructions != now.instructions:
-        before, after = (", ".join(machine.instructions) or "none that is known" for machine in (then, now))
+    idle = set[str]() if variant.manifest.precision in IN_BFLOAT16 else BFLOAT16_INSTRUCTIONS
+    used = [[one for one in machine.instructions if one not in idle] for machine in (then, now)]
+    if used[0] != used[1]:
+        before, after = (", ".join(instructions) or "none that is known" for instructions in used)
         found.append(
             f"It was made with the instructions {before}, this CPU has {after}: products in INT8 or bfloat16 can round "
             "and saturate differently, so measure its accuracy here."

@@ -48,7 +48,7 @@ class LoadOptions:
         seconds: How long, above 0.
         p99_ms: Within how many milliseconds an answer is good, above 0; sent along as each request's deadline.
         seed: Seed of the gaps and of the order of texts.
-        headers: Sent with each request, each as `name: value` (RFC 9110, section 5.5, in ASCII); never shown.
+        headers: Sent with each request, each `name: value` (RFC 9110, section 5.5, in ASCII); values are never shown.
     """
 
     rate: float = 50.0
@@ -61,7 +61,7 @@ class LoadOptions:
         """Checks the ranges.
 
         Raises:
-            UsageError: A value is out of range, or a header is none or one that the load needs for itself.
+            UsageError: A value is out of range; a header is none, given twice, or one that the load sets itself.
         """
         self.header_fields()
         for name in ("rate", "seconds", "p99_ms"):
@@ -71,13 +71,15 @@ class LoadOptions:
     def header_fields(self) -> dict[str, str]:
         """The headers' values by name."""
         fields: dict[str, str] = {}
-        for header in self.headers:
-            if (found := HEADER.fullmatch(header)) is None:
-                name = header.partition(":")[0]
-                raise UsageError(f"the header that begins with {name[:20]!r} is not of the form 'name: value'")
-            if found[1].lower() in OWN:
-                raise UsageError(f"the header {found[1]!r} is set by the load itself; leave it out")
-            fields[found[1]] = found[2]
+        for number, header in enumerate(self.headers, 1):
+            if (found := HEADER.fullmatch(header)) is None:  # it may be a secret, so it is not shown
+                raise UsageError(f"header {number} of {len(self.headers)} is not of the form 'name: value'")
+            name = found[1].lower()
+            if name in OWN:
+                raise UsageError(f"the header {name!r} is set by the load itself; leave it out")
+            if name in fields:
+                raise UsageError(f"the header {name!r} is given twice; join its values by commas")
+            fields[name] = found[2]
         return fields
 
 

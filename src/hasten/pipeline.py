@@ -139,7 +139,7 @@ class _Road:
                 made.append(self._finished(trained, quantized.name, teacher))
             if self.options.with_openvino and not number:
                 other = self.make.exported_to_openvino(trained, f"{name}-openvino-fp32")
-                made += self._lowered_for_openvino(other, f"{name}-openvino")
+                made += [other, *self._lowered_for_openvino(other, f"{name}-openvino")]
         control = self.make.trained(start, f"{name}{CONTROL_MARK}-torch", None)
         exported = self.make.exported(control, f"{name}{CONTROL_MARK}-fp32")
         return [*made, self.make.quantized(exported, f"{name}{CONTROL_MARK}-int8")]

@@ -42,6 +42,10 @@ class Runtime(Protocol):
         """Tokenizes texts, truncated to the model's longest input."""
         ...
 
+    def encode_plain(self, texts: Sequence[str]) -> list[Encoding] | None:
+        """Tokenizes texts where that takes some microseconds in all; None where it may take longer."""
+        ...
+
     def infer(self, encodings: Sequence[Encoding]) -> Logits:
         """Runs one padded batch.
 
@@ -75,6 +79,10 @@ class FakeRuntime:
         """One token a byte."""
         rows = [list(text.encode()[: self.max_tokens]) for text in texts]
         return [Encoding(ids=ids, type_ids=[0] * len(ids)) for ids in rows]
+
+    def encode_plain(self, texts: Sequence[str]) -> list[Encoding] | None:  # noqa: ARG002, as of `Runtime`
+        """None: no text is taken to be plain."""
+        return None
 
     def infer(self, encodings: Sequence[Encoding]) -> Logits:
         """Logits between -1 and 1; shape [batch, labels]."""
@@ -128,6 +136,10 @@ class OnnxRuntime:
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenizes texts; see `Runtime.encode`."""
         return self._encode(texts)
+
+    def encode_plain(self, texts: Sequence[str]) -> list[Encoding] | None:
+        """Tokenizes plain texts; see `Runtime.encode_plain`."""
+        return self._encode.plain(texts)
 
     def infer(self, encodings: Sequence[Encoding]) -> Logits:
         """Runs one padded batch; see `Runtime.infer`."""

@@ -31,7 +31,8 @@ from hasten.variant import open_variant
 
 Result = TypeVar("Result")
 
-AT_ONCE = 100  # characters: up to there tokenizing takes about what handing it to a thread would add (`tokenize_hop`)
+# Characters of text that is not plain: up to there tokenizing takes about what a thread would add (`tokenize_hop`).
+AT_ONCE = 100
 AT_ONCE_ON_ONE_CORE = 500  # from which the thread would take its time from the loop all the same
 YIELDING = 19  # steps of niceness, all there are: the loop takes little, and must have it at once
 TOKENIZING_YIELDS = 10  # before inference, which waits for it, and after the loop
@@ -45,7 +46,7 @@ class Loaded:
     """A variant in memory.
 
     Attributes:
-        runtime: What classifies; its `encode` and `infer` are called from worker threads.
+        runtime: What classifies; its `encode` and `infer` are called from worker threads, `encode_plain` from the loop.
         name: The variant's name.
         digest: The variant's digest (hex).
         batch_invariant: Whether a text's logits are the same alone and in any batch; if not, texts go one by one.
@@ -260,6 +261,8 @@ class Served:
     async def _encode(self, texts: list[str], deadline_s: float) -> list[Encoding]:
         # What is being tokenized will queue next: counted here, it is refused before the work and not after it.
         self.batcher.require_room(self._tokenizing_rows + len(texts))
+        if (plain := self.loaded.runtime.encode_plain(texts)) is not None:
+            return plain
         if (characters := sum(map(len, texts))) <= self._at_once:
             return self.loaded.runtime.encode(texts)
         self._tokenizing_rows += len(texts)

@@ -12,8 +12,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 BUCKETS_S = tuple(float(f"{digits}e{power}") for power in range(-4, 1) for digits in (1, 1.5, 2, 3, 4, 5, 7))
 BUCKETS_ROWS = (1, 2, 4, 8, 16, 32, 64)
 
-# There from the start at 0: what first comes with a 1 has grown by nothing, for who asks by how much.
 EXPECTED_STATUSES, RELOADED = (200, 400, 413, 422, 429, 500, 503), ("done", "refused")
+REASONS = ("late", "expired", "queue full", "closing")
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
 
@@ -56,10 +56,16 @@ class Metrics:
         self.of_status = cache(lambda status: self.requests.labels(str(status)))
         self.of_reason = cache(self.refusals.labels)
         self.tokens_of = cache(tokens.labels)
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """What first comes with a 1 has grown by nothing, for who asks by how much."""
         for status in EXPECTED_STATUSES:
             self.of_status(status)
         for outcome in RELOADED:
             self.reloads.labels(outcome)
+        for reason in REASONS:
+            self.of_reason(reason)
 
     def serves(self, identity: Mapping[str, str]) -> None:
         """Notes what is served from now on.

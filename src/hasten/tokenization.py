@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import ArtifactError, DataError
-from hasten.plain_text import plain_text
+from hasten.plain_text import MOST_CHARACTERS, plain_text
 from hasten.variant import Variant
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -46,10 +46,9 @@ class TextEncoder:
         except Exception as error:  # tokenizers raises bare Exception
             raise ArtifactError(f"{path}: not a tokenizer that the tokenizers library reads: {error}") from error
         self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
         side = _configured(variant, "tokenizer_config.json").get("truncation_side") or "right"
-        self._plain = plain_text(path, self._tokenizer, max_tokens=variant.manifest.max_tokens, side=side)
         self._tokenizer.enable_truncation(variant.manifest.max_tokens, direction=side)
+        self._plain = plain_text(path, max_tokens=variant.manifest.max_tokens, side=side)
 
     def __call__(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenizes texts.
@@ -61,23 +60,48 @@ class TextEncoder:
             One encoding a text, truncated to the model's longest input, at the end that the tokenizer is set to.
 
         Raises:
-            DataError: A text holds a lone surrogate, which no UTF-8 has.
+            DataError: A text holds a lone surrogate, which no UTF-8 has, or is none.
         """
-        plain = [None if self._plain is None else self._plain(text) for text in texts]
-        rest = iter(self._by_library([text for text, ids in zip(texts, plain, strict=True) if ids is None]))
-        return [next(rest) if ids is None else Encoding(ids=ids, type_ids=[0] * len(ids)) for ids in plain]
+        try:
+            plain = [None if self._plain is None else self._plain(text) for text in texts]
+            rest = iter(self._by_library([text for text, ids in zip(texts, plain, strict=True) if ids is None]))
+        except TypeError as error:  # what the library makes of text that has no UTF-8
+            _check_texts(texts)
+            raise DataError(f"the tokenizer takes texts only: {error}") from error
+        return [next(rest) if ids is None else _encoding(ids) for ids in plain]
+
+    def plain(self, texts: Sequence[str]) -> list[Encoding] | None:
+        """Tokenizes texts where that takes some microseconds in all.
+
+        Args:
+            texts: The texts.
+
+        Returns:
+            As when called; None where a text is not plain, or where they are long together.
+        """
+        if self._plain is None or sum(map(len, texts)) > MOST_CHARACTERS:
+            return None
+        found: list[Encoding] = []
+        for text in texts:
+            if (ids := self._plain(text)) is None:
+                return None
+            found.append(_encoding(ids))
+        return found
 
     def _by_library(self, texts: list[str]) -> list[Encoding]:
-        try:
-            encoded = self._tokenizer.encode_batch_fast(texts) if texts else []
-        except TypeError as error:  # what the library makes of text that has no UTF-8
-            _check_unicode(texts)
-            raise DataError(f"the tokenizer takes texts only: {error}") from error
+        encoded = self._tokenizer.encode_batch_fast(texts) if texts else []
         return [Encoding(ids=e.ids, type_ids=e.type_ids) for e in encoded]
 
 
-def _check_unicode(texts: Sequence[str]) -> None:
+def _encoding(ids: list[int]) -> Encoding:
+    """Of a text that stands alone."""
+    return Encoding(ids=ids, type_ids=[0] * len(ids))
+
+
+def _check_texts(texts: Sequence[str]) -> None:
     for text in texts:
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance], what is called wrongly
+            raise DataError(f"the tokenizer takes texts only, not {text!r:.80}")
         try:
             text.encode()
         except UnicodeEncodeError as error:

@@ -65,6 +65,10 @@ class TorchRuntime:
         """Tokenizes texts; see `hasten.runtime.Runtime.encode`."""
         return self._encode(texts)
 
+    def encode_plain(self, texts: Sequence[str]) -> list[Encoding] | None:
+        """Tokenizes plain texts; see `hasten.runtime.Runtime.encode_plain`."""
+        return self._encode.plain(texts)
+
     def infer(self, encodings: Sequence[Encoding]) -> Any:
         """Runs one padded batch; see `hasten.runtime.Runtime.infer`."""
         batch = padded(encodings, self._pad_id)

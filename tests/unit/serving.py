@@ -43,6 +43,9 @@ class GatedRuntime:
             raise DataError("a text is not valid Unicode")
         return FakeRuntime().encode(texts)
 
+    def encode_plain(self, texts: Sequence[str]) -> list[Encoding] | None:
+        return FakeRuntime().encode_plain(texts)
+
     def infer(self, encodings: Sequence[Encoding]) -> Logits:
         texts = [bytes(encoding.ids).decode() for encoding in encodings]
         if not texts[0].startswith("a"):  # warm-up texts pass

@@ -202,7 +202,9 @@ def test_a_server_that_is_not_there_is_told_before_a_load_is_offered() -> None:
         require_up(there, "fine", SHORT)
 
 
-def test_headers_go_with_every_request_and_are_shown_nowhere() -> None:
+def test_headers_go_with_every_request_and_are_shown_nowhere(
+    hasten: Callable[..., tuple[object, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[str | None, str | None]] = []
 
     class Gate(BaseHTTPRequestHandler):
@@ -218,23 +220,30 @@ def test_headers_go_with_every_request_and_are_shown_nowhere() -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    options = replace(SHORT, headers=("Authorization: Bearer s3cret", "x-tenant:\tux"))
+    headers = ("Authorization: Bearer s3cret", "x-tenant:\tux")
+    options, texts = replace(SHORT, headers=headers), tmp_path / "texts.csv"
+    texts.write_text("text\ngood\nfine\n", encoding="utf-8")
+    monkeypatch.setattr("hasten.load.OVERHEAD_S", 0.2)
     with ThreadingHTTPServer(("127.0.0.1", 0), Gate) as server:
         threading.Thread(target=server.serve_forever).start()
         try:
             url = f"http://127.0.0.1:{server.server_address[1]}"
             require_up(url, "fine", options)
-            load = offer(url, ["good"], options)
+            offer(url, ["good"], options)
+            by_hand = len(seen)
+            flags = [part for header in headers for part in ("--header", header)]
+            _, shown = hasten("bench", url, "--texts", texts, "--seconds", 0.2, *flags)
         finally:
             server.shutdown()
-    assert seen == [("Bearer s3cret", "ux")] * (1 + load.good)
-    assert "s3cret" not in repr(options)
+    assert len(seen) > by_hand > 1
+    assert set(seen) == {("Bearer s3cret", "ux")}
+    assert "s3cret" not in repr(options) + shown
 
 
 @pytest.mark.parametrize(
     ("header", "complaint"),
     [
-        ("Authorization", "not of the form"),
+        ("s3cret-token", "header 1 of 1 is not of the form"),
         ("a b: c", "not of the form"),
         ("x-a: b\r\nx-c: d", "not of the form"),
         ("x-a: ", "not of the form"),
@@ -244,5 +253,11 @@ def test_headers_go_with_every_request_and_are_shown_nowhere() -> None:
     ],
 )
 def test_headers_that_are_none_or_the_loads_own_are_refused(header: str, complaint: str) -> None:
-    with pytest.raises(UsageError, match=complaint):
+    with pytest.raises(UsageError, match=complaint) as raised:
         replace(SHORT, headers=(header,))
+    assert "s3cret" not in str(raised.value)
+
+
+def test_a_header_given_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match="'x-a' is given twice"):
+        replace(SHORT, headers=("X-A: 1", "x-a: 2"))

@@ -194,6 +194,7 @@ def test_metrics_count_requests_stages_and_batches() -> None:
     assert 'hasten_requests_total{status="200"} 1.0' in text
     assert 'hasten_requests_total{status="400"} 1.0' in text
     assert 'hasten_requests_total{status="429"} 0.0' in text  # so that the first refusal is seen to be one more
+    assert 'hasten_refusals_total{reason="late"} 0.0' in text
     assert 'hasten_reloads_total{outcome="refused"} 0.0' in text
     assert 'hasten_batch_rows_bucket{le="2.0"} 0.0' in text
     assert 'hasten_batch_rows_bucket{le="4.0"} 1.0' in text
@@ -218,6 +219,21 @@ def test_the_inference_client_of_the_hub_works_against_a_live_server(monkeypatch
     assert [element.label for element in answer] == [wanted[0]["label"]]
     assert reply.json() == wanted
     assert reply.headers["x-hasten-artifact"] == DIGEST
+
+
+def test_plain_text_is_tokenized_on_the_event_loop_however_long() -> None:
+    class Plain(FakeRuntime):
+        def encode(self, texts: Sequence[str]) -> list[Encoding]:
+            assert texts != [long], "by a thread"
+            return super().encode(texts)
+
+        def encode_plain(self, texts: Sequence[str]) -> list[Encoding] | None:
+            loops.append(asyncio.get_running_loop())
+            return super().encode(texts)
+
+    long, loops = "x" * 2_000, list[asyncio.AbstractEventLoop]()
+    reply = post({"inputs": long}, runtime=Plain(max_tokens=2_000))
+    assert (reply.status_code, len(loops)) == (200, 1)
 
 
 @pytest.mark.parametrize(("cores", "most"), [(1.0, AT_ONCE_ON_ONE_CORE), (2.0, AT_ONCE)])

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -86,6 +87,19 @@ def test_long_texts_are_cut_on_the_tokenizers_side(
 def test_an_empty_text_and_no_text(bert: Variant) -> None:
     assert [len(e) for e in TextEncoder(bert)([""])] == [2]
     assert TextEncoder(bert)([]) == []
+
+
+def test_what_is_no_text_is_refused(bert: Variant) -> None:
+    with pytest.raises(DataError, match="takes texts only, not None"):
+        TextEncoder(bert)(["fine", cast("str", None)])
+
+
+def test_plain_texts_are_told_apart_where_that_is_asked(bert: Variant) -> None:
+    encode = TextEncoder(bert)
+    assert encode.plain(TEXTS) == encode(TEXTS)
+    assert encode.plain([]) == []
+    assert encode.plain([*TEXTS, "\u200d"]) is None
+    assert encode.plain(["great " * 100] * 6) is None, "too long together"
 
 
 def test_a_lone_surrogate_is_refused(bert: Variant) -> None:
@@ -224,6 +238,18 @@ def test_another_machine_is_told_with_what_it_means(bert: Variant, copy: Path) -
     told = "\n".join(other_machine(resealed(copy, bert)))
     for part in ("avx512_vnni", "measure its accuracy", "Abacus 1", "onnxruntime 1.0", "tokenizers none"):
         assert part in told
+
+
+def test_bfloat16_counts_only_for_what_runs_in_it(bert: Variant, copy: Path) -> None:
+    golden = json.loads((copy / GOLDEN).read_text())
+    golden["machine"]["instructions"].append("amx_bf16")
+    golden["logits"][1][0] += 0.01
+    (copy / GOLDEN).write_text(json.dumps(golden))
+    fp32 = resealed(copy, bert)
+    bf16 = replace(fp32, manifest=replace(fp32.manifest, precision="bf16"))
+    assert other_machine(fp32) == []
+    assert "amx_bf16" in "\n".join(other_machine(bf16))
+    assert replay_golden(bf16) == pytest.approx(0.01, abs=1e-3)
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[1]"])
