@@ -4,18 +4,20 @@
 
 VARIANT is a folder with `model.onnx` and `tokenizer.json`. The peers are plain FastAPI, LitServe, BentoML, Ray Serve
 and MLServer, each in an environment of its own, made from `servers/<name>.txt`, with what `servers/serve_<name>.py`
-holds: the same tokenizer and session for all. Those that batch are run with batching and without.
+holds: the same session for all, and token ids by `tokenizers`, where hasten's are the same by a shorter way. Those that
+batch are run with batching and without.
 
-A server has core 0, with all its processes, and one thread for an inference; the load generator has core 1. Offered
-are open-loop Poisson loads of one text a request, at shares of the rate of the bare runtime, which is that of a loop
-on core 0 without HTTP. In each round, in a random order, each server is started and offered every share, the smallest
-first; in the last one, multiples of that rate too. Once it answers in time less than half of what it could, it is
-offered no larger one, since what is left over would spoil that. What was refused counts as missed, and a rate holds
-where the median over rounds of the share missed is at most 1 %: a machine that stalls now and then would else decide.
-Highest is the largest share up to which all hold. What the generator adds is its latency against a server on core 0
-that does nothing. What the queue alone costs is told by a simulated one before the bare runtime: first come, first
-served, nothing refused and nothing batched, in the times that the runtime took in the loop, while reading and replying
-cost nothing. Access logs are off.
+A server has core 0, with all its processes, and one thread for an inference; the load generator has core 1. Offered are
+open-loop Poisson loads of one text a request, at shares of the rate of the bare runtime, which is that of a loop on
+core 0 without HTTP, for a second before each load, since the machine changes its speed; the server is idle then. A load
+is offered again, up to twice, where the generator itself was late with one request in a hundred by over 10 ms. In each
+round, in a random order, each server is started and offered every share, the smallest first; in the last one, multiples
+of that rate too. Once it answers in time less than half of what it could, it is offered no larger one, since what is
+left over would spoil that. What was refused counts as missed, and a rate holds where the median over rounds of the
+share missed is at most 1 %: a machine that stalls now and then would else decide. Highest is the largest share up to
+which all hold. What the generator adds is its latency against a server on core 0 that does nothing. What the queue
+alone costs is told by a simulated one before the bare runtime: first come, first served, nothing refused and nothing
+batched, in the times that the runtime took in the loop, while reading and replying cost nothing. Access logs are off.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from hasten.errors import HastenError
 from hasten.load import ALLOWED_MISSES, Load, LoadOptions, offer
 from hasten.variant import Variant, open_variant
 from hasten.workload import read_texts
-from overload import LOAD_CORE, SERVER_CORE, bare_seconds, row_of
+from overload import LOAD_CORE, SERVER_CORE, Bare, bare_seconds, row_of
 from peers.environments import environment
 from provenance import HERE, save_result
 
@@ -50,6 +52,7 @@ SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MULTIPLES = (2.0, 5.0)
 SHOWN = (0.2, 0.5, 0.8)
 LOST = 0.5
+JUST_NOW_S, MOST_DELAY_MS, MOST_STALLS = 1.0, 10.0, 2
 START_S = 120.0
 SIMULATED = 200_000
 BATCH = 8
@@ -191,13 +194,15 @@ class Trial:
 
     Attributes:
         texts: The texts.
-        capacity: Bare rate, texts a second.
+        bare: The bare runtime.
+        capacity: Its rate at first, texts a second.
         seconds: Of each load.
         p99_ms: Within which an answer is good.
         seed: Of the gaps and the texts.
     """
 
     texts: list[str]
+    bare: Bare
     capacity: float
     seconds: float
     p99_ms: float
@@ -213,10 +218,20 @@ class Trial:
         """What becomes of shares of the bare rate, in ascending order, until the server is lost."""
         rows = list[dict[str, Any]]()
         for share in shares:
-            rows.append(row_of(self.load(server, address, share * self.capacity, round_), self.capacity))
+            rows.append(self._row(server, address, share, round_))
             if rows[-1]["goodput_share"] < LOST * min(share, 1.0):
                 break
         return rows
+
+    def _row(self, server: Server, address: str, share: float, round_: int) -> dict[str, Any]:
+        """What becomes of one share of what the machine is worth just now."""
+        for stalls in range(MOST_STALLS + 1):
+            capacity = self.bare.rate(JUST_NOW_S)
+            row = row_of(self.load(server, address, share * capacity, round_), capacity)
+            row |= {"share": share, "bare_texts_per_s": round(capacity, 1), "stalls": stalls}
+            if row["send_delay_p99_ms"] <= MOST_DELAY_MS:
+                break
+        return row
 
 
 def compared(
@@ -320,7 +335,9 @@ def main(
         taken_s = bare_seconds(variant, asked)
         capacity = len(taken_s) / sum(taken_s)
         print(f"{variant.name}: bare {capacity:.1f} texts/s", flush=True)
-        trial = Trial(texts=asked, capacity=capacity, seconds=seconds, p99_ms=p99_ms, seed=1)
+        trial = Trial(
+            texts=asked, bare=Bare(variant, list(asked)), capacity=capacity, seconds=seconds, p99_ms=p99_ms, seed=1
+        )
         results.append({
             "variant": variant.name, "architecture": variant.manifest.architecture,
             "parameters": variant.manifest.parameters.total, "bare_texts_per_s": round(capacity, 1),
