@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -22,6 +24,33 @@ WORDS = {
 FILLER = ("the", "food", "was", "and", "room", "staff", "it", "a", "film", "story", "then", "we", "had", "some", "very")
 LABELS = tuple(WORDS)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Hasten = Callable[..., Result]
+
+
+@pytest.fixture
+def hasten(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Hasten:
+    """Runs the command line as its entry point does, in this process."""
+    from hasten.cli import main
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["hasten", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        output = capfd.readouterr()
+        return Result(int(ended.value.code or 0), output.out, output.err)
+
+    return run
 
 
 def sentence(generator: np.random.Generator, label: int) -> str:

@@ -7,44 +7,19 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import labelled_rows, write_csv
+from conftest import Hasten, Result, labelled_rows, write_csv
 from hasten.checkpoint import import_checkpoint
-from hasten.cli import main
 from hasten.errors import ArtifactError
 
-Hasten = Callable[..., "Result"]
 
-
-@dataclass
-class Result:
-    """What a command left behind."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def hasten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Hasten:
-    """Runs the command line as its entry point does, in this process."""
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["hasten", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        output = capfd.readouterr()
-        return Result(int(ended.value.code or 0), output.out, output.err)
-
-    return run
 
 
 @pytest.fixture

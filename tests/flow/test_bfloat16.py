@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import pytest
 
-from conftest import labelled_rows, write_csv
+from conftest import Hasten, labelled_rows, write_csv
 from hasten import openvino_runtime, openvino_steps, profiling, quantization_search, student_search
 from hasten.breakdown import breakdown
 from hasten.budget import Budget
 from hasten.checkpoint import import_checkpoint
-from hasten.cli import main
 from hasten.errors import ArtifactError, DataError, UsageError
 from hasten.golden import GOLDEN_TOLERANCE, replay_golden
 from hasten.onnx_export import export
@@ -132,23 +129,8 @@ def test_a_cpu_without_it_opens_none(plain: dict[Precision, Variant], precision:
         open_runtime(open_variant(folder))
 
 
-@pytest.fixture
-def hasten(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command line in this process: exit status, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hasten", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        output = capfd.readouterr()
-        return int(ended.value.code or 0), output.out, output.err
-
-    return run
-
-
 def test_the_command_line_converts_and_verifies(
-    hasten: Callable[..., tuple[int, str, str]], converted: dict[Precision, Variant],
+    hasten: Hasten, converted: dict[Precision, Variant],
     plain: dict[Precision, Variant], data: dict[str, str], tmp_path: Path,
 ) -> None:  # fmt: skip
     for precision, before in IN_BFLOAT16.items():
@@ -163,7 +145,7 @@ def test_the_command_line_converts_and_verifies(
 
 
 def test_the_command_line_says_what_bfloat16_is_for(
-    hasten: Callable[..., tuple[int, str, str]], source: Variant, data: dict[str, str], tmp_path: Path
+    hasten: Hasten, source: Variant, data: dict[str, str], tmp_path: Path
 ) -> None:
     graph = export(source, tmp_path / "onnx-fp32", texts=TEXTS)
     asked = ("--data", data["train"], "--out", tmp_path / "x", "--precision")

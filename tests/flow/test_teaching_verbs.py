@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from conftest import Hasten
 from hasten import student_search, training_plan
-from hasten.cli import main
 from hasten.variant import open_variant
 
-Hasten = Callable[..., "tuple[int, str, str]"]
 
-
-@pytest.fixture
-def hasten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Hasten:
-    """Runs the command line as its entry point does, in this process: exit status, stdout, stderr."""
+@pytest.fixture(autouse=True)
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "140")
     monkeypatch.setattr(student_search, "SHAPE_SAMPLES", 30)
     monkeypatch.setattr(student_search, "GLANCE_SAMPLES", 10)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hasten", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        output = capfd.readouterr()
-        return int(ended.value.code or 0), output.out, output.err
-
-    return run
 
 
 def test_students_shows_the_table_with_the_budgets_line_and_the_reason(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import socket
-import sys
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from serving import OPTIONS, live, make_app
 
-from hasten.cli import main
+from conftest import Hasten
 from hasten.errors import MeasurementError, UsageError
 from hasten.load import (
     DECIDING,
@@ -160,25 +158,14 @@ def test_what_cannot_be_offered_is_refused(field: str, value: float) -> None:
         replace(SHORT, **{field: value})
 
 
-@pytest.fixture
-def hasten(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[object, str]]:
-    def run(*arguments: object) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", ["hasten", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, capfd.readouterr().out
-
-    return run
-
-
 def test_the_verb_shows_a_table_and_says_whether_it_holds(
-    hasten: Callable[..., tuple[object, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hasten: Hasten, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hasten.load.OVERHEAD_S", 0.2)
     (tmp_path / "texts.csv").write_text("text\ngood\nfine\n", encoding="utf-8")
     with live(make_app(options=OPTIONS)) as url:
         arguments = ["bench", url, "--texts", tmp_path / "texts.csv", "--rate", 200]
-        status, shown = hasten(
+        status, shown, _ = hasten(
             *arguments, "--seconds", 2.3, "--p99-ms", 10_000, "--histogram", tmp_path / "latency.hgrm"
         )
         assert status == 0, shown
@@ -187,9 +174,9 @@ def test_the_verb_shows_a_table_and_says_whether_it_holds(
         assert "Percentile" in (tmp_path / "latency.hgrm").read_text(encoding="utf-8")
         arguments += ["--seconds", 0.1]
         assert hasten(*arguments, "--p99-ms", 1e-6)[0] == 3
-        status, shown = hasten(*arguments, "--p99-ms", 10_000, "--histogram", tmp_path / "nowhere" / "latency.hgrm")
+        status, shown, _ = hasten(*arguments, "--p99-ms", 10_000, "--histogram", tmp_path / "nowhere" / "latency.hgrm")
         assert (status, "fewer than" in shown) == (1, True)
-        status, shown = hasten(*arguments, "--p99-ms", 1e-6, "--find-max")
+        status, shown, _ = hasten(*arguments, "--p99-ms", 1e-6, "--find-max")
         assert (status, "in --seconds 0.1 none below 4400 a second can be tried" in shown) == (3, True)
 
 
@@ -203,7 +190,7 @@ def test_a_server_that_is_not_there_is_told_before_a_load_is_offered() -> None:
 
 
 def test_headers_go_with_every_request_and_are_shown_nowhere(
-    hasten: Callable[..., tuple[object, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hasten: Hasten, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str | None, str | None]] = []
 
@@ -232,12 +219,12 @@ def test_headers_go_with_every_request_and_are_shown_nowhere(
             offer(url, ["good"], options)
             by_hand = len(seen)
             flags = [part for header in headers for part in ("--header", header)]
-            _, shown = hasten("bench", url, "--texts", texts, "--seconds", 0.2, *flags)
+            _, *output = hasten("bench", url, "--texts", texts, "--seconds", 0.2, *flags)
         finally:
             server.shutdown()
     assert len(seen) > by_hand > 1
     assert set(seen) == {("Bearer s3cret", "ux")}
-    assert "s3cret" not in repr(options) + shown
+    assert "s3cret" not in repr(options) + "".join(output)
 
 
 @pytest.mark.parametrize(
