@@ -107,20 +107,18 @@ class Maker:
     def quantized_for_openvino(self, source: Variant, name: str) -> Variant:
         """A fp32 OpenVINO variant in INT8."""
         self.observer.stage(f"quantizing {name}")
-        texts, mixed = self._some_texts(QUANTIZE_TEXTS), self.data.valid.texts
-        return self._step(
-            name, [source.digest, texts, mixed],
-            lambda out: quantize_openvino(source, out, name=name, texts=texts, mixed=mixed),
-        )  # fmt: skip
+        return self._lowered_for_openvino(source, name, quantize_openvino)
 
     def converted_for_openvino(self, source: Variant, name: str) -> Variant:
         """An OpenVINO variant in bfloat16."""
         self.observer.stage(f"converting {name}")
+        return self._lowered_for_openvino(source, name, convert_openvino)
+
+    def _lowered_for_openvino(self, source: Variant, name: str, step: Callable[..., Variant]) -> Variant:
         texts, mixed = self._some_texts(QUANTIZE_TEXTS), self.data.valid.texts
         return self._step(
-            name, [source.digest, texts, mixed],
-            lambda out: convert_openvino(source, out, name=name, texts=texts, mixed=mixed),
-        )  # fmt: skip
+            name, [source.digest, texts, mixed], lambda out: step(source, out, name=name, texts=texts, mixed=mixed)
+        )
 
     def student_start(self) -> tuple[Variant, Shape] | None:
         """What the student starts from, untrained: the baseline or a given checkpoint, cut to a measured shape.
