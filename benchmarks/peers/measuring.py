@@ -26,6 +26,7 @@ PARITY_BATCH = 8
 FAITHFUL = 1e-3
 COMPANY_TEXTS = 128
 DISTINCT_TEXTS = 50
+TURNS = 4
 AS_THEY_COME = 0  # in place of a length
 
 Samples = dict[str, list[float]]
@@ -67,20 +68,23 @@ def latencies(
 ) -> dict[int, Samples]:
     """Milliseconds a text, by length and row, of one launch: all rows' processes started anew.
 
-    Every length goes to the rows in a random order of its own, with a pause before each row's turn. Texts as they come
-    are all asked once before: a server meets the same lengths again and again, and some runtimes prepare for each.
+    The requests of a length are asked in turns, in each of which the rows have a random order, with a pause before each:
+    the machine changes its speed within a launch, and then changes it for all. Texts as they come are all asked once
+    before: a server meets the same lengths again and again, and some runtimes prepare for each.
     """
     generator = np.random.default_rng((options.seed, launch))
-    samples: dict[int, Samples] = {}
     with ExitStack() as stack:
         clients = [stack.enter_context(Client(row, source, options.resolved_threads)) for row in rows]
+        samples: dict[int, Samples] = {tokens: {row.name: [] for row in rows} for tokens in texts}
         for tokens, asked in texts.items():
-            samples[tokens] = {}
-            for at in generator.permutation(len(clients)):
-                time.sleep(options.settle_s)
-                client = clients[at]
-                warmup = len(asked) if tokens == AS_THEY_COME else options.warmup
-                samples[tokens][client.row.name] = client.classify(asked, warmup=warmup)["samples_ms"]
+            for turn, part in enumerate(np.array_split(asked, TURNS)):
+                for at in generator.permutation(len(clients)):
+                    time.sleep(options.settle_s)
+                    client = clients[at]
+                    if tokens == AS_THEY_COME and turn == 0:
+                        client.classify(asked)
+                    found = client.classify([str(text) for text in part], warmup=options.warmup)["samples_ms"]
+                    samples[tokens][client.row.name] += found
     return samples
 
 

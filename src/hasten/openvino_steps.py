@@ -1,7 +1,7 @@
 """The road through OpenVINO: a torch variant becomes an OpenVINO model, that one INT8, and either bfloat16.
 
 OpenVINO has graph transformations and kernels of its own, which are at home on Intel's CPUs, so the graph is handed
-over as it was traced. It is quantized by NNCF, statically, with the scales of outliers moved into the weights and
+over as it was traced, but for shapes that can be written down as constants. It is quantized by NNCF, statically, with the scales of outliers moved into the weights and
 biases corrected. bfloat16 changes no file of the graph: OpenVINO rounds as it loads and runs it. Folders are laid out
 as optimum-intel's are (`openvino_model.xml` and `.bin`): its classes open them.
 
@@ -63,8 +63,7 @@ def export_openvino(
         raise ArtifactError(f"{source.path}: format is {source.manifest.format}; only torch variants can be exported")
     with building(out) as draft:
         copy_configuration(source, draft)
-        graph = trace(load_torch_model(source, attention="eager"))
-        model = openvino.Core().read_model(graph.SerializeToString())
+        model = openvino.Core().read_model(_traced(source).SerializeToString())
         openvino.save_model(model, draft / GRAPH, compress_to_fp16=False)
         manifest = replace(source.manifest, name=name, format="openvino", step=_record("export", source))
         exported = Variant(path=draft, manifest=manifest)
@@ -148,6 +147,13 @@ def convert_openvino(
         manifest = replace(source.manifest, name=name, precision=precision, plan=None, step=step)
         sealed = finish_measured(Variant(path=draft, manifest=manifest), before, texts, mixed)
     return Variant(path=out.resolve(), manifest=sealed)
+
+
+def _traced(source: Variant) -> Any:
+    graph = trace(load_torch_model(source, attention="eager"))
+    from hasten.reshapes import fix_reshapes  # what it needs, tracing has asked for
+
+    return fix_reshapes(graph)
 
 
 def _record(step: str, source: Variant, facts: dict[str, Any] | None = None) -> StepRecord:

@@ -43,6 +43,15 @@ def test_export_equals_pytorch(bert: tuple[Variant, Variant], batch: int) -> Non
     assert bert[1].manifest.step.facts["parity"]["max_logit_difference"] <= 1e-4
 
 
+def test_no_view_computes_its_shape(bert: tuple[Variant, Variant]) -> None:
+    import openvino
+
+    model = openvino.Core().read_model(bert[1].path / "openvino_model.xml")
+    views = [node for node in model.get_ops() if node.get_type_name() == "Reshape"]
+    assert views
+    assert {view.input(1).get_source_output().get_node().get_type_name() for view in views} == {"Constant"}
+
+
 def test_folder_is_laid_out_as_optimum_intel_does(bert: tuple[Variant, Variant]) -> None:
     import openvino
 
