@@ -68,9 +68,9 @@ def latencies(
 ) -> dict[int, Samples]:
     """Milliseconds a text, by length and row, of one launch: all rows' processes started anew.
 
-    The requests of a length are asked in turns, in each of which the rows have a random order, with a pause before each:
-    the machine changes its speed within a launch, and then changes it for all. Texts as they come are all asked once
-    before: a server meets the same lengths again and again, and some runtimes prepare for each.
+    The requests of a length are asked in turns, in each of which the rows have a random order, with a pause before
+    each: the machine changes its speed within a launch, and then changes it for all. Texts as they come are all asked
+    once before: a server meets the same lengths again and again, and some runtimes prepare for each.
     """
     generator = np.random.default_rng((options.seed, launch))
     with ExitStack() as stack:

@@ -1,9 +1,10 @@
 """The road through OpenVINO: a torch variant becomes an OpenVINO model, that one INT8, and either bfloat16.
 
 OpenVINO has graph transformations and kernels of its own, which are at home on Intel's CPUs, so the graph is handed
-over as it was traced, but for shapes that can be written down as constants. It is quantized by NNCF, statically, with the scales of outliers moved into the weights and
-biases corrected. bfloat16 changes no file of the graph: OpenVINO rounds as it loads and runs it. Folders are laid out
-as optimum-intel's are (`openvino_model.xml` and `.bin`): its classes open them.
+over as it was traced, but for shapes that can be written down as constants. It is quantized by NNCF, statically, with
+the scales of outliers moved into the weights and biases corrected. bfloat16 changes no file of the graph: OpenVINO
+rounds as it loads and runs it. Folders are laid out as optimum-intel's are (`openvino_model.xml` and `.bin`): its
+classes open them.
 
 Source: Xiao et al. 2023, "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
 and Nagel et al. 2019, "Data-Free Quantization through Weight Equalization and Bias Correction", section 4.2; both as

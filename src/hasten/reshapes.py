@@ -1,8 +1,8 @@
 """Reshapes: shapes that a traced graph computes at every inference, written down as constants.
 
-The exporter writes a view as `Reshape` to a concatenation of sizes. A runtime cannot tell from that how many heads there
-are, and infers the shape again for each input of another length. The exporter also says what the shape comes to, which
-is enough: most sizes are constant or those of the input.
+The exporter writes a view as `Reshape` to a concatenation of sizes. A runtime cannot tell from that how many heads
+there are, and infers the shape again for each input of another length. The exporter also says what the shape comes to,
+which is enough: most sizes are constant or those of the input.
 
 Source: ONNX operator specification, `Reshape`, on 0 (the size of the input at the same place) and -1 (what is left).
 """

@@ -17,7 +17,7 @@ Sizes = Sequence[int | str | None]
 
 
 def view(before: Sizes, after: Sizes, written: Sequence[int | str]) -> Any:
-    """A reshape as the exporter writes it: to a concatenation of sizes of the input, by index as text, and constants."""
+    """A reshape as the exporter writes it: to a concatenation of sizes, those of the input by index as text."""
     constants = [numpy_helper.from_array(np.array([0, 1, 2, 3][: len(before)]), "all")]
     nodes, parts = [helper.make_node("Shape", ["x"], ["sizes"], "sizes")], list[str]()
     for place, size in enumerate(written):

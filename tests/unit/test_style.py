@@ -57,7 +57,12 @@ NOT_AT_START = {
     "tokie",
     "openvino",
 }
-ROOMS = {"onnx_fusion", "packing", "integer_products"}  # all about a heavy library; only functions import them
+ROOMS = {
+    "onnx_fusion",
+    "packing",
+    "integer_products",
+    "reshapes",
+}  # all about a heavy library; only functions import them
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 MACHINE_PATH = re.compile(r"(?<![\w./<~$}-])/(?:home|root|Users|work|mnt)/\w")
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".json", ".jinja", ".sh", ".cfg", ""}
