@@ -162,7 +162,8 @@ class Batcher(Generic[Item, Row]):
         """Checks that rows of which nothing is known yet would be answered in time.
 
         Where others wait, they are taken to need what rows that are submitted together lately need: a full queue ends
-        just where one more would be late. Where nobody does, they are taken to need nothing.
+        just where one more would be late. Where nobody does, they are taken to need nothing, and where nothing is
+        computed either, only a deadline that is past is refused.
 
         Args:
             deadline_s: When they must be answered, on the clock of `perf_counter`.
@@ -182,8 +183,11 @@ class Batcher(Generic[Item, Row]):
         Returns:
             Seconds.
         """
+        left_s = deadline_s - perf_counter()
+        if not self._running and not self._waiting:
+            return -left_s  # the margin is for what is known: `_admit` judges, and now and then tries it
         own_s = self._own_s.mean if self._waiting else 0.0
-        return self._judged_late_s(self.queued_s() + own_s, deadline_s - perf_counter())
+        return self._late_s(self.queued_s() + own_s, left_s)
 
     def _judged_late_s(self, ahead_s: float, left_s: float) -> float:
         """`_late_s` of what will be refused for it, from which it is to be learnt."""

@@ -26,8 +26,10 @@ class Call(ABC):
     Attributes:
         read_s: When it was read, by `perf_counter`.
         params: What routing found in the path.
+        body_is_awaited: Whether `body` waits for what has not come.
     """
 
+    body_is_awaited = True
     __slots__ = ("_headers", "params", "read_s")
 
     def __init__(self, headers: RawHeaders, read_s: float, params: Mapping[str, str]) -> None:

@@ -7,6 +7,7 @@ transformers, so that what stands in the folder is what its own libraries read.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,6 +136,11 @@ def _check_config(folder: Path, config: Mapping[str, Any], *, new_head: bool) ->
     if named and set(named) != {str(i) for i in range(count)}:
         raise ArtifactError(
             f"{folder}/config.json: id2label has the ids {', '.join(list(named)[:5])}; they must count from 0"
+        )
+    names = Counter(str(name).strip() for name in named.values())
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ArtifactError(
+            f"{folder}/config.json: id2label has the name {twice[0]!r} twice; answers are told apart by their labels"
         )
 
 

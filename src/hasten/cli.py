@@ -97,6 +97,9 @@ def optimize(
     valid: Annotated[
         str | None, typer.Option(help="Validation data, for choosing; split from train if not given.")
     ] = None,
+    valid_rows: Annotated[
+        int, typer.Option(help="Most validation rows; drawn if there are more.")
+    ] = OPTIMIZE.valid_rows,
     p99_ms: P99Ms = None,
     speedup: Speedup = None,
     retain: Annotated[float, typer.Option(help="Share of the accuracy to keep.")] = OPTIMIZE.budget.retain,
@@ -150,7 +153,7 @@ def optimize(
         OPTIMIZE, budget=budget, every_step=every_step, strict=strict, shapes=shapes, seed=seed, openvino=openvino,
         minutes=minutes, simple=simple, layers=one_of("--layers", layers, get_args(LayerChoice)), seeds=seeds,
         profile=replace(PROFILE, samples=samples, threads=threads, seed=seed),
-        distill=distill_options, transfer=replace(TRANSFER, augment=augment),
+        distill=distill_options, transfer=replace(TRANSFER, augment=augment), valid_rows=valid_rows,
     )  # fmt: skip
     inputs = Inputs(
         model=model, train=train, test=test, valid=valid, unlabelled=unlabelled, student=student,

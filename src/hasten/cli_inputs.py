@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hasten.checkpoint import import_checkpoint
 from hasten.pipeline import BASELINE
+from hasten.variant import PLAIN_NAME
 
 if TYPE_CHECKING:
     from hasten.variant import Variant
@@ -34,6 +35,12 @@ def labelled(data: str, name: str, variant: Variant, text_column: str | None, la
     return read_workload(data, name=name, labels=variant.labels, text_column=text_column, label_column=label_column)
 
 
+def _name_of(checkpoint: str) -> str:
+    """What a checkpoint is called while it is measured: as its folder, where that can be a variant's name."""
+    name = Path(checkpoint).name
+    return name if PLAIN_NAME.fullmatch(name) else BASELINE
+
+
 @contextmanager
 def variants_of(sources: list[str]) -> Generator[list[Variant]]:
     """Opens variant folders; a checkpoint that is none yet is imported into a folder that goes away again.
@@ -49,6 +56,6 @@ def variants_of(sources: list[str]) -> Generator[list[Variant]]:
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
         yield [
             open_variant(source) if (Path(source) / MANIFEST).is_file()
-            else import_checkpoint(source, Path(folder) / str(number), name=Path(source).name or BASELINE)
+            else import_checkpoint(source, Path(folder) / str(number), name=_name_of(source))
             for number, source in enumerate(sources)
         ]  # fmt: skip

@@ -68,6 +68,24 @@ def _plain_name(name: str | None) -> str | None:
     return name
 
 
+def name_of(out: Path, name: str | None) -> str:
+    """The name of a new variant.
+
+    Args:
+        out: Its folder.
+        name: What `--name` says, if anything.
+
+    Returns:
+        The given name, or else the folder's.
+
+    Raises:
+        UsageError: The folder's name cannot be a variant's.
+    """
+    if name is None and not PLAIN_NAME.fullmatch(out.resolve().name):
+        raise UsageError(f"{out}: a variant's name does not begin with a dot; give it another with --name")
+    return name or out.resolve().name
+
+
 Name = Annotated[
     str | None,
     typer.Option(help="Name of the new variant; the folder's name if not given.", callback=_plain_name),

@@ -22,6 +22,7 @@ from hasten.cli_options import (
     Seed,
     TextColumn,
     Threads,
+    name_of,
     one_of,
 )
 from hasten.errors import UsageError
@@ -99,8 +100,9 @@ def export(
 
     one_of("--runtime", runtime, ("onnxruntime", "openvino"))
     step = onnx_export.export if runtime == "onnxruntime" else openvino_steps.export_openvino
+    name = name_of(out, name)
     with variants_of([folder]) as (source,):
-        sys.stdout.write(f"{step(source, out, name=name or out.name).path}\n")
+        sys.stdout.write(f"{step(source, out, name=name).path}\n")
 
 
 @steps.command()
@@ -139,7 +141,7 @@ def quantize(
     """Quantize a fp32 variant to INT8, an OpenVINO one as NNCF does, whatever the other options; or use bfloat16."""
     from hasten import openvino_steps, quantization
 
-    to_bfloat16 = one_of("--precision", precision, ("int8", "bf16")) == "bf16"
+    name, to_bfloat16 = name_of(out, name), one_of("--precision", precision, ("int8", "bf16")) == "bf16"
     options = QuantizeOptions(
         method=one_of("--method", method, get_args(Method)),
         calibration=one_of("--calibration", calibration, get_args(Calibration)),
@@ -154,9 +156,9 @@ def quantize(
         texts = _sampled(read_texts(data, text_column=text_column))
         if source.manifest.format == "openvino":
             step = openvino_steps.convert_openvino if to_bfloat16 else openvino_steps.quantize_openvino
-            made = step(source, out, name=name or out.name, texts=texts)
+            made = step(source, out, name=name, texts=texts)
         else:
-            made = quantization.quantize(source, out, options, name=name or out.name, texts=texts)
+            made = quantization.quantize(source, out, options, name=name, texts=texts)
     sys.stdout.write(f"{made.path}\n")
 
 

@@ -42,6 +42,7 @@ from hasten.cli_options import (
     TextColumn,
     Threads,
     Unlabelled,
+    name_of,
     one_of,
     precision_of,
 )
@@ -103,6 +104,7 @@ def distill(
 
     check_minutes(minutes, guided=guide_epochs > 0)
     check_place(out)
+    name = name_of(out, name)
     training = replace(TRAIN, epochs=epochs, learning_rate=learning_rate, seed=seed, precision=precision_of(products))
     options = DistillOptions(
         objective=one_of("--objective", objective, get_args(Answers)), temperature=temperature, force=force,
@@ -123,9 +125,7 @@ def distill(
         lesson = Lesson(data=data, transfer=tuple(more), teacher=source, guide=source, layers=stand_for(source, start))
         lesson, options = _widened(source, start, lesson, options, wanted, guarded, minutes, work, bars)
         bars.stage(f"distilling a student of {shape}")
-        made = distillation.distill(
-            start, out, options, name=name or out.name, lesson=lesson, work=work, progress=bars.advance
-        )
+        made = distillation.distill(start, out, options, name=name, lesson=lesson, work=work, progress=bars.advance)
     work.rename(done := beside(work, "old"))  # whole or not at all: what is half removed cannot be gone on with
     shutil.rmtree(done)
     sys.stdout.write(f"{made.path}\n")

@@ -1,7 +1,7 @@
 """uvicorn's connection, with bounds on a request, and a way past ASGI for what is asked most.
 
-uvicorn with httptools bounds neither the bytes of a head nor the seconds that head and body may take, so one client
-could hold a connection for ever, or fill the memory with headers.
+uvicorn with httptools bounds neither the bytes of a head nor the seconds that head and body may take, nor how many
+requests wait behind the one that is answered, so one client could hold a connection for ever, or fill the memory.
 
 Where the app names a short way (`calls.ShortWay`), a POST to one of its paths is answered from here: without a scope to
 route, messages to pass and a task that waits for the client to leave. Under overload most requests are refused, on the
@@ -15,12 +15,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sized
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any, TypeVar
 
+from httptools import HttpParserError
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hasten.asked import ended_by_the_server, too_large
@@ -31,6 +33,7 @@ T = TypeVar("T")
 UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 MOST_HEAD_BYTES = 64 * 1024
 MOST_FRAMING_BYTES = 2 * 1024**2  # of a body: what is not its content, such as sizes of chunks and trailers
+MOST_PIPELINED = 64  # requests behind the one that is being answered
 HEAD_S, BODY_S, REPLY_S = 10.0, 30.0, 30.0
 ROUND = "hasten_round"
 FAILED = Reply(
@@ -57,6 +60,19 @@ class Round:
         self._began_s = None
 
 
+class _Flow(FlowControl):
+    """Does not go on reading while requests that were read wait."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        """Reads on, for the request whose turn it is, or for the next one."""
+        if not self._waiting:
+            super().resume_reading()
+
+
 class DirectCall(Call):
     """A request that its connection answers, in the place of uvicorn's cycle of request and response.
 
@@ -78,6 +94,7 @@ class DirectCall(Call):
         "response_started", "task",
     )  # fmt: skip
     message_event = asyncio.Event()
+    body_is_awaited = False
 
     def __init__(
         self, headers: RawHeaders, read_s: float, answer: Callable[[Call], Awaitable[Reply]], *, most_body: int,
@@ -125,7 +142,8 @@ class Connection(HttpToolsProtocol):
     """A connection that answers what is asked most itself.
 
     It is closed with 431 where a head, or what a body has beside its content, is too large, with 408 where head or body
-    take too long, and without a word where a client takes too long to read.
+    take too long, with 429 behind too many requests that wait for their replies, and without a word where a client
+    takes too long to read.
     """
 
     cycle: Any  # uvicorn's, a `DirectCall`, or None before the first request
@@ -135,6 +153,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Waits for the first head."""
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         self._head_bytes: int | None = 0  # None between a head and the next request
         self._in_body = self._refused = False
         self._unread: asyncio.TimerHandle | None = None  # until a client must have read what was written
@@ -209,6 +228,9 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = None
         self._framing_bytes = 0
         self._refused = self.transport.is_closing()
+        if len(self.pipeline) == MOST_PIPELINED:
+            self._refuse(HTTPStatus.TOO_MANY_REQUESTS)
+            raise HttpParserError  # else the parser would go on with what else has come
         if self.parser.should_upgrade():  # what follows would be of another protocol, so no body could be told from it
             self._refused = True
             self._refuse(HTTPStatus.BAD_REQUEST)

@@ -29,7 +29,9 @@ from hasten.torch_training import TrainingSet
 
 MOST_RELATION_HEADS = 48
 LEAST_HEAD = 16
-PARTS = re.compile(r"layers?\.\d+\..*?(query|key|value|query_proj|key_proj|value_proj|q_lin|k_lin|v_lin|attn\.[qkv])$")
+PARTS = re.compile(
+    r"layers?\.\d+\.(?:.*\.)?(query|key|value|query_proj|key_proj|value_proj|q_lin|k_lin|v_lin|attn\.[qkv])$"
+)
 FUSED = re.compile(r"layers?\.\d+\..*?Wqkv$")
 
 

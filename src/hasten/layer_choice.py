@@ -36,6 +36,7 @@ def layer_influences(teacher: Variant, texts: Sequence[str]) -> list[float]:
 
     if not texts:
         raise DataError("layers are chosen by what they do to texts; none were given")
+    torch.set_num_threads(1)  # sums are rounded alike whatever ran before
     model = load_torch_model(teacher)
     rows = some_rows(len(texts), MOST_TEXTS, seed=0)
     data = TrainingSet.of(teacher, model, [texts[row] for row in rows])

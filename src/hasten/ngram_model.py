@@ -42,7 +42,7 @@ class NgramOptions:
 
     Attributes:
         longest: Tokens in the longest term, at least 1.
-        features: Most terms, those in most texts kept.
+        features: Most terms; the most frequent ones are kept.
         strengths: Inverse strengths of regularisation to try; the one with the best accuracy on validation texts stays.
     """
 

@@ -81,7 +81,7 @@ class OptimizeOptions:
     @property
     def with_openvino(self) -> bool:
         """Whether OpenVINO's variants are made."""
-        return find_spec("openvino") is not None if self.openvino is None else self.openvino
+        return all(map(find_spec, ("openvino", "nncf"))) if self.openvino is None else self.openvino
 
 
 class Observer(Protocol):

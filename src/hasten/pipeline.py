@@ -78,6 +78,7 @@ class _Road:
         self.baseline = imported(self.inputs.model, self.shop, name=BASELINE)
         self.data = read_data(self.inputs, self.options, self.baseline.labels)
         self.make = Maker(self.baseline, self.data, self.options, self.shop, self.observer, student=self.inputs.student)
+        self.make.check_student()
         self._write_run()
         for stage, build in (
             ("baseline", lambda: [self.baseline]),

@@ -225,7 +225,8 @@ class _Supervisor(Multiprocess):
 
 def _say_where(listeners: list[socket.socket]) -> None:
     for listener in listeners:
-        _log.info("serving on http://%s:%d", *listener.getsockname()[:2])
+        host, port = listener.getsockname()[:2]
+        _log.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
 
 def _bound(options: ServeOptions) -> socket.socket:

@@ -214,9 +214,11 @@ class _Service:
         if not self.ready:
             raise OverloadedError("not ready: starting or closing", reason="closing")
         allowed_s = self._allowed_s(call.header(DEADLINE))
-        self._served.require_time(call.read_s + allowed_s)  # through ASGI, before the body is read
+        if call.body_is_awaited:
+            self._served.require_time(call.read_s + allowed_s)
         body, served = await call.body(self._options.max_body_bytes), self._served
         deadline_s = call.read_s + allowed_s  # how long the client took to send the body is not the server's
+        served.require_time(deadline_s)
         with served.in_use():
             asked = read(body, served)
             answers, tokenize_s = await call.unless_gone(served.answer(asked.texts, asked.truncate, deadline_s))

@@ -117,6 +117,11 @@ def read_data(inputs: Inputs, options: SplitOptions, labels: Sequence[str]) -> D
         train, valid = split(train, share=share, seed=options.seed)
     _check_read_alike(test, train, valid)
     valid = valid.take(sorted(some_rows(len(valid), options.valid_rows, seed=options.seed)))
+    if len(set(valid.labels)) < 2:
+        raise DataError(
+            f"{valid.source}: the {len(valid):,} rows left to choose by, once those that stand in the test data are "
+            "removed and --valid-rows are drawn, are of one class; give more of the others"
+        )
     train, from_train = without_overlap(train, valid, test)
     removed = tuple(dict.fromkeys([*from_valid, *from_train]))
     if removed and options.strict:

@@ -33,6 +33,7 @@ CATALOGUE = (
     (6, 384),
     (6, 768),
 )
+WIDENING = re.compile(r"(embeddings_project|embed_proj|embedding_hidden_mapping_in)\.weight$")
 LAYER = re.compile(r"^(.*\.layers?\.)(\d+)(\..*)$")
 HEADS_OUT = re.compile(
     r"(query|key|value|query_proj|key_proj|value_proj|q_lin|k_lin|v_lin|attn\.[qkv])\.(weight|bias)$"
@@ -274,10 +275,20 @@ class _Maps:
         self._weights, self._old, self._new = weights, old, new
         self._torch = torch
         self._head_rows = self._select_heads()
-        self._project = None
-        if embeddings.shape[1] == old.hidden != new.hidden:
-            _, _, directions = torch.linalg.svd(embeddings.float(), full_matrices=False)
-            self._project = directions[: new.hidden].T.contiguous()
+        self._project = None if old.hidden == new.hidden else self._directions(embeddings.float())
+
+    def _directions(self, embeddings: Any) -> Any | None:
+        """Where the residual stream lies, as its embeddings tell; shape [old hidden, new hidden]."""
+        narrow, decompose = embeddings.shape[1], self._torch.linalg.svd
+        if narrow != self._old.hidden:
+            found = [weight for name, weight in self._weights.items() if WIDENING.search(name)]
+            if not found:
+                return None
+            if narrow == self._new.hidden:  # the student's embeddings may go into the stream as they are
+                left, _, right = decompose(found[0].float(), full_matrices=False)
+                return left @ right
+            embeddings = embeddings @ found[0].float().T
+        return decompose(embeddings, full_matrices=False)[2][: self._new.hidden].T.contiguous()
 
     def fit(self, name: str, weight: Any, own: Any) -> Any:
         """The teacher's weight in the student's shape; normalisation of a narrower stream starts anew."""
@@ -313,7 +324,7 @@ class _Maps:
         return self._torch.cat([rows + part * height for part in range(parts)])
 
     def _projected(self, weight: Any, axis: int) -> Any:
-        if self._project is None:  # embeddings narrower than the stream say nothing of its directions
+        if self._project is None:  # embeddings that nothing known widens say nothing of the stream's directions
             return weight.narrow(axis, 0, self._new.hidden)
         return (weight.movedim(axis, -1) @ self._project).movedim(-1, axis)
 

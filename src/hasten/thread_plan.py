@@ -22,6 +22,7 @@ from hasten.files import write_atomically
 from hasten.measurement import this_host
 from hasten.profiling import Worker
 from hasten.variant import MANIFEST, PlanRow, ThreadPlan, Variant
+from hasten.workload import random_rows
 
 ROUNDS = 8
 BLOCK = 25
@@ -61,22 +62,18 @@ def measure_plan(variant: Variant, texts: Sequence[str], progress: Progress | No
     """
     if not texts:
         raise DataError("the plan of threads is measured on texts; none were given")
-    ways = layouts(available_cores())
+    ways, drawn = layouts(available_cores()), random_rows(len(texts), ROUNDS * BLOCK, seed=0)  # a file may be sorted
     found = [_Samples() for _ in ways]
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(variant, threads, workers=n)) for n, threads in ways]
         for number in range(ROUNDS):
-            block = _block(texts, number)
+            block = [texts[row] for row in drawn[number * BLOCK : (number + 1) * BLOCK]]
             for turn in range(len(ways)) if number % 2 == 0 else reversed(range(len(ways))):
                 _sample(workers[turn], ways[turn][0], block, found[turn])
             if progress is not None:
                 progress(number + 1, ROUNDS)
     rows = [_row(way, samples) for way, samples in zip(ways, found, strict=True)]
     return ThreadPlan(cpu=this_host().cpu, cores=available_cores(), rows=rows)
-
-
-def _block(texts: Sequence[str], number: int) -> list[str]:
-    return [texts[(number * BLOCK + i) % len(texts)] for i in range(BLOCK)]
 
 
 def _sample(worker: Worker, clients: int, block: list[str], samples: _Samples) -> None:

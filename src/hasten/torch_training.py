@@ -1,4 +1,4 @@
-"""A training loop that can be killed at any step and goes on to the same weights.
+"""A training loop that can be killed at any step and, on a CPU, goes on to the same weights.
 
 Every random choice is drawn from the seed and the step's number, so a checkpoint is only weights, moments and a step.
 It is one safetensors file, written aside and renamed. A GPU is used where there is one, several where this process is

@@ -120,6 +120,15 @@ class Maker:
             name, [source.digest, texts, mixed], lambda out: step(source, out, name=name, texts=texts, mixed=mixed)
         )
 
+    def check_student(self) -> None:
+        """Refuses a student that could not be made, before anything else is.
+
+        Raises:
+            HastenError: Its checkpoint cannot be read, or the model cannot be cut to a shape that was asked for.
+        """
+        if self.student_source is not None or self.options.shapes is not None:
+            shapes_to_measure(self._student_source(), self.options.shapes)
+
     def student_start(self) -> tuple[Variant, Shape] | None:
         """What the student starts from, untrained: the baseline or a given checkpoint, cut to a measured shape.
 

@@ -28,6 +28,7 @@ TEXT_COLUMNS = ("text", "sentence", "content", "review", "query", "utterance", "
 LABEL_COLUMNS = ("label", "labels", "intent", "class", "category", "topic", "sentiment", "target")
 PLACEHOLDER = re.compile(r"LABEL_\d+")  # transformers' name of a label that was given none
 SHOWN = 5
+INDEX = "__index_level_"
 Told = Literal["names", "ids", "either"]
 
 
@@ -163,7 +164,10 @@ def _read_file(datasets: Any, path: Path, kind: str, cache: str) -> Any:
         options |= form | {
             "converters": dict.fromkeys(columns, str)
         }  # else each part of a large file has its own types
-    return datasets.load_dataset(kind, **options)
+    table = datasets.load_dataset(kind, **options)
+    if any(column.startswith(INDEX) for column in table.column_names):  # pandas takes what is too much for an index
+        raise ValueError("rows have more fields than the header has columns; put texts with separators in quotes")
+    return table
 
 
 def _read_hub(datasets: Any, source: str, name: str, cache: str) -> Any:
@@ -209,8 +213,8 @@ def _label_values(table: Any, column: str, labels: Sequence[str]) -> list[Any]:
 
 
 def _label_ids(source: str, values: list[Any], column: str, labels: Sequence[str]) -> tuple[list[int], Told]:
-    by_name = {label: i for i, label in enumerate(labels)}
-    folded = {label.casefold(): i for i, label in enumerate(labels)}
+    by_name = {label.strip(): i for i, label in enumerate(labels)}
+    folded = {label.casefold(): i for label, i in by_name.items()}
     by_id = {str(i): i for i in range(len(labels))}
     any_case = folded if len(folded) == len(labels) else {}
     keys = ["" if value is None else str(value).strip() for value in values]

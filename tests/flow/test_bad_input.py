@@ -115,6 +115,7 @@ def test_another_task_is_named(hasten: Hasten, model: Path, data: dict[str, str]
     ("changes", "said"),
     [
         ({"id2label": {"1": "Bad", "2": "Mixed", "3": "Good"}}, "id2label has the ids 1, 2, 3; they must count from 0"),
+        ({"id2label": {"0": "Bad", "1": "Good", "2": "Bad "}}, "id2label has the name 'Bad' twice"),
         ({"id2label": None, "num_labels": 1}, "the task is regression (one label)"),
     ],
 )
@@ -123,6 +124,13 @@ def test_labels_that_cannot_be_answers(
 ) -> None:
     edit_config(model, **changes)
     refused(optimize(hasten, model, data["train"], data["test"]), said)
+
+
+def test_a_folder_whose_name_no_variant_can_have(hasten: Hasten, model: Path, tmp_path: Path) -> None:
+    refused(
+        hasten("export", model, "--out", tmp_path / ".hidden"), "a variant's name does not begin with a dot", status=2
+    )
+    assert not (tmp_path / ".hidden").exists()
 
 
 def test_a_model_too_large_for_one_graph(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -20,6 +20,7 @@ from hasten.errors import DataError, UsageError
 from hasten.measurement import this_host
 from hasten.onnx_export import export
 from hasten.profiling import Worker
+from hasten.profiling_worker import Reply
 from hasten.runtime import Logits, OnnxRuntime, open_runtime
 from hasten.serve_options import ServeOptions
 from hasten.thread_plan import layouts, measure_plan, record_plan
@@ -125,6 +126,23 @@ def test_a_variants_memory_is_not_that_of_who_measures_it(checkpoint: Callable[[
     with Worker(variant, 1) as worker:
         found = worker.classify(["the food was great"]).peak_memory_bytes
     assert 10_000_000 < found < ballast.nbytes
+
+
+def test_a_plan_is_of_texts_from_all_over_the_file(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, classify = set[str](), Worker.classify
+
+    def noted(self: Worker, texts: Sequence[str], **named: Any) -> Reply:
+        asked.update(texts)
+        return classify(self, texts, **named)
+
+    monkeypatch.setattr(Worker, "classify", noted)
+    variant = export(import_checkpoint(str(checkpoint("bert")), tmp_path / "torch-fp32"), tmp_path / "onnx-fp32")
+    texts = [f"the food was {row}" for row in range(2_000)]
+    measure_plan(variant, texts)
+    assert len(asked) == 200
+    assert len(asked & set(texts[:1_000])) < 150
 
 
 def test_no_texts_are_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from serving import GatedRuntime, live, make_app
+from serving import OPTIONS, GatedRuntime, live, make_app
 
 from hasten import connection, server
 from hasten.calls import Call, Reply
+from hasten.serve_options import ServeOptions
 
 LAST = re.compile(rb"\r\nconnection: close\r\n", re.IGNORECASE)
 
@@ -246,9 +247,13 @@ def test_trailers_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyP
                 time.sleep(0.001)
 
 
+HURRIED = ServeOptions(p99_ms=20.0)
+
+
+@pytest.mark.parametrize("options", [OPTIONS, HURRIED])
 @pytest.mark.parametrize("path", [b"/predict", b"/v2/models/onnx-fp32/infer"])
-def test_what_the_server_ends_is_no_client_that_left(path: bytes) -> None:
-    with live(make_app()) as url:
+def test_what_the_server_ends_is_no_client_that_left(path: bytes, options: ServeOptions) -> None:
+    with live(make_app(options=options)) as url:
         with connected(url) as client:
             client.sendall(b"POST " + path + b" HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{")
             time.sleep(0.05)
@@ -262,8 +267,9 @@ def test_what_the_server_ends_is_no_client_that_left(path: bytes) -> None:
         assert "hasten_clients_gone_total 0.0" in told
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted() -> None:
-    with live(make_app()) as url:
+@pytest.mark.parametrize("options", [OPTIONS, HURRIED])
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted(options: ServeOptions) -> None:
+    with live(make_app(options=options)) as url:
         with connected(url) as client:
             client.sendall(request("fine")[:-3])
             time.sleep(0.1)
@@ -271,3 +277,11 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted() -> None:
             if 'hasten_requests_total{status="499"} 1.0' in httpx.get(f"{url}/metrics", timeout=10).text:
                 return
     raise AssertionError("not counted")
+
+
+def test_a_body_that_is_too_large_and_slow_is_too_large() -> None:
+    with live(make_app(options=HURRIED)) as url, connected(url) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 400000\r\n\r\n" + b" " * 100_000)
+        time.sleep(0.05)
+        client.sendall(b" " * 200_000)
+        assert b" 413 " in client.recv(1000)

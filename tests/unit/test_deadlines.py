@@ -284,6 +284,25 @@ def test_where_others_wait_a_request_needs_what_requests_lately_needed() -> None
     run(script())
 
 
+def test_a_deadline_within_the_first_margin_is_tried_now_and_then() -> None:
+    async def script() -> None:
+        batcher, answered = Batcher(Gate(open_=True), WIDE, costs=Linear(token_s=1e-5)), 0
+        for _ in range(200):
+            soon_s = perf_counter() + 0.001
+            try:
+                batcher.require_time(soon_s)
+                await batcher.submit("a", 1, soon_s)
+                answered += 1
+            except OverloadedError:
+                continue
+        assert answered >= 5
+        with pytest.raises(OverloadedError, match="after its deadline"):
+            batcher.require_time(perf_counter() - 1e-6)
+        await batcher.close()
+
+    run(script())
+
+
 def test_who_gives_up_waiting_makes_room_for_others() -> None:
     async def script() -> None:
         gate = Gate()

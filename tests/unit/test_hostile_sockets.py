@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
-from serving import expected, live, make_app
+from serving import GatedRuntime, expected, live, make_app
 
 from hasten import connection
 
@@ -33,6 +33,7 @@ def chunked(rest: bytes) -> bytes:
 
 CASES: dict[str, tuple[bytes, list[int]]] = {
     "pipelined": (request() * 3, [200, 200, 200]),
+    "too many pipelined": (request() * 5000, [200] * 65 + [429]),
     "chunked": (chunked(b"f\r\n" + GOOD + b"\r\n0\r\n\r\n"), [200]),
     "expecting": (request(GOOD, b"expect: 100-continue"), [100, 200]),
     "a NUL": (request(b'{"inputs": "a\\u0000b"}'), [200]),
@@ -140,6 +141,22 @@ def test_a_large_head_is_refused_after_what_is_owed(before: int, monkeypatch: py
         client.sendall(head[100:])
         said = b"".join(iter(lambda: client.recv(65536), b""))
     assert statuses(said) == [200] * before + [431]
+
+
+def test_nothing_is_read_while_requests_that_were_read_wait() -> None:
+    runtime, many = GatedRuntime(), request(b'{"inputs": "fine"}') * 60
+    with (
+        live(make_app(runtime)) as url,
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as client,
+    ):
+        client.sendall(many)
+        assert runtime.entered.wait(5)
+        client.sendall(many)
+        runtime.gate.set()
+        said = b""
+        while len(statuses(said)) < 120 and (more := client.recv(65536)):
+            said += more
+    assert statuses(said) == [200] * 120
 
 
 @pytest.mark.parametrize("start", [20, 200], ids=["head", "body"])

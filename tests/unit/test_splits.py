@@ -77,6 +77,12 @@ def test_training_data_of_which_one_class_is_left_are_refused(tmp_path: Path) ->
         read_all(tmp_path, train, named("test", 9), valid=named("valid", 9))
 
 
+def test_validation_rows_of_one_class_are_refused(tmp_path: Path) -> None:
+    valid = [*((f"valid {row}", "Bad") for row in range(9)), ("test 1", "Good")]
+    with pytest.raises(DataError, match=r"valid\.csv: the 9 rows left to choose by, .*, are of one class"):
+        read_all(tmp_path, named("only", 30), named("test", 9), valid=valid)
+
+
 def test_validation_rows_are_capped(tmp_path: Path) -> None:
     found = read_all(tmp_path, named("only", 300), named("test", 9), valid_rows=30)
     assert len(found.valid) == 30

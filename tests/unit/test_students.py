@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,8 @@ from hasten.students import (
     spaced_layers,
     student_shape,
 )  # fmt: skip
+from hasten.torch_runtime import load_torch_model
+from hasten.torch_training import TrainingSet
 from hasten.variant import Variant, open_variant
 
 MINILM = Shape(layers=6, hidden=384, heads=12, intermediate=1536)
@@ -229,6 +232,33 @@ def test_a_narrow_student_keeps_the_heads_and_neurons_that_weigh_most(
     for part, kept in (("attention.self.query", head), ("attention.self.value", head), ("intermediate.dense", neurons)):
         name = f"bert.encoder.layer.1.{part}.bias"
         np.testing.assert_array_equal(ours[name], weights[name][kept], err_msg=name)
+
+
+@pytest.mark.parametrize(("architecture", "hidden"), [("electra", 16), ("electra", 8), ("albert", 16)])
+def test_a_stream_that_is_wider_than_its_embeddings_is_cut_where_they_lie(
+    architecture: str, hidden: int, teacher: Callable[[str], Variant], tmp_path: Path
+) -> None:
+    source = teacher(architecture)
+    student = init_student(source, student_shape(TINY, 2, hidden), tmp_path / "student", name="student")
+    (theirs, their_bias), (ours, our_bias) = (first_queries(variant) for variant in (source, student))
+    kept = [np.flatnonzero(their_bias == value)[0] for value in our_bias]
+    assert np.corrcoef(ours.ravel(), theirs[:, kept].ravel())[0, 1] > 0.5
+
+
+def first_queries(variant: Variant) -> tuple[Any, Any]:
+    """What the first layer asks for every token, without its bias, of shape [tokens, hidden]; and the bias."""
+    import torch
+
+    model, found = load_torch_model(variant), list[Any]()
+    query = next(module for name, module in model.named_modules() if name.endswith(".query"))
+    query.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+    data = TrainingSet.of(variant, model, TEXTS)
+    with torch.inference_mode():
+        for row in range(len(TEXTS)):
+            model(**data.inputs([row]))
+    calls = found[:: len(found) // len(TEXTS)]
+    bias = query.bias.detach()
+    return torch.cat([call[0] - bias for call in calls]).numpy(), bias.numpy()
 
 
 def test_a_head_that_was_kept_answers_under_the_labels_it_learnt(

@@ -163,6 +163,11 @@ def test_names_that_differ_only_in_case_are_told_apart(tmp_path: Path) -> None:
     assert "'Us' (1 rows)" in refused(table(tmp_path / "odd.csv", [("a", "Us"), ("b", "us")]), labels=("us", "US"))
 
 
+def test_spaces_round_a_name_are_of_no_matter(tmp_path: Path) -> None:
+    path = table(tmp_path / "data.csv", [("one", "Billing "), ("two", " Sales"), ("three", "sales")])
+    assert read(path, labels=("Billing ", "Sales")).labels == (0, 1, 1)
+
+
 def test_a_column_holds_names_or_ids_and_not_both(tmp_path: Path) -> None:
     assert "'0' (1 rows)" in refused(table(tmp_path / "mixed.csv", [("a", "0"), ("b", "Good"), ("c", "Bad")]))
     shifted = table(tmp_path / "ids.csv", [("a", "0"), ("b", "1"), ("c", "2")])
@@ -279,6 +284,13 @@ def test_ragged_lines(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text("text,label\none,Bad\ntwo,Good,extra,more\n", encoding="utf-8")
     assert "cannot be read: " in refused(path)
+
+
+@pytest.mark.parametrize("rows", ["Paris, France,Good\nRome, Italy,Bad\n", "Paris, France,Good\nRome,Bad\n"])
+def test_commas_outside_of_quotes_shift_no_column(tmp_path: Path, rows: str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\n" + rows, encoding="utf-8")
+    assert "rows have more fields than the header has columns; put texts with separators in quotes" in refused(path)
 
 
 @pytest.mark.parametrize("name", ["none.csv", "none.jsonl", "none.parquet"])
