@@ -245,11 +245,11 @@ def test_a_small_checkpoint_can_start_the_student_and_a_fast_sound_int8_teaches_
     [(None, "9x512", "9x512"), ("no/such/folder", None, "no/such/folder")],
 )
 def test_a_student_that_cannot_be_made_is_refused_before_anything_is(
-    inputs: Inputs, out: Path, student: str | None, shapes: str | None, says: str
+    inputs: Inputs, tmp_path: Path, student: str | None, shapes: str | None, says: str
 ) -> None:
     with pytest.raises(HastenError, match=says):
-        optimize(replace(inputs, student=student), out, replace(FAST, shapes=shapes))
-    assert {path.name for path in (out / "variants").iterdir()} <= {"torch-fp32", "made.json"}
+        optimize(replace(inputs, student=student), tmp_path, replace(FAST, shapes=shapes))
+    assert {path.name for path in (tmp_path / "variants").iterdir()} <= {"torch-fp32", "made.json"}
 
 
 def test_minutes_are_planned_once_and_kept(inputs: Inputs, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
