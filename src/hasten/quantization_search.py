@@ -3,7 +3,7 @@
 Ranges of activations can be kept whole or cut, and which is better hangs on the model's outliers. Weights of 8 bits are
 finer than of 7, but can saturate on CPUs without VNNI, and whether they do hangs on the weights. So each way is carried
 out, and the one that moves the logits of training texts least is taken. Its loss of accuracy against the fp32 parent is
-then judged on the validation split. Where rows are lost and it does not show that so many may be, smoothing is tried,
+then judged on the validation split. Where more is lost than allowed, if only by the estimate, smoothing is tried,
 which costs a few operators. If more is shown to be lost than allowed even so, the products of activations with weights
 are put back to fp32 one by one, the most sensitive first, until it no longer is.
 
@@ -127,7 +127,7 @@ class _Search:
         candidates, sensitivity = self._plain(), dict[str, float]()
         options = _best(candidates)
         lost = self._lost_points(options)
-        if self._verdict(lost) != "holds" and lost.value > 0 and not options.smoothing:
+        if lost.value > self.question.max_lost_points and not options.smoothing:
             smoothed = self._smoothed(options)
             candidates += smoothed
             other = self._lost_points(_best(smoothed))

@@ -187,15 +187,15 @@ def test_a_plan_of_threads_is_of_the_graph_it_was_measured_on(
     assert quantize(planned, tmp_path / "int8", texts=TEXTS[:5]).manifest.plan is None
 
 
-@pytest.mark.parametrize(("rows_lost", "smooths"), [(0.5, True), (0.0, False)])
-def test_the_search_smooths_where_rows_are_lost_and_the_loss_is_not_shown_to_be_allowed(
-    rows_lost: float, smooths: bool, checkpoint: Callable[[str], Path], tmp_path: Path,
+@pytest.mark.parametrize(("points_lost", "smooths"), [(0.5, True), (0.3, False), (0.0, False)])
+def test_the_search_smooths_where_more_is_lost_than_allowed_by_the_estimate(
+    points_lost: float, smooths: bool, checkpoint: Callable[[str], Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     from hasten.quantization_search import SMOOTHINGS, Question, choose_quantization
 
     def lost(_search: Any, _options: QuantizeOptions) -> Interval:
-        return Interval(value=rows_lost, lower=-1.0, upper=2.0)
+        return Interval(value=points_lost, lower=-1.0, upper=2.0)
 
     monkeypatch.setattr("hasten.quantization_search._Search._lost_points", lost)
     source = with_graph(exported("bert", checkpoint, tmp_path), tmp_path / "outliers", outliers)
@@ -211,7 +211,7 @@ def test_the_search_smooths_where_rows_are_lost_and_the_loss_is_not_shown_to_be_
     assert (least.options.smoothing > 0) == smooths
 
 
-@pytest.mark.parametrize(("plain", "smoothed"), [(1.0, 0.2), (0.2, 1.0)])
+@pytest.mark.parametrize(("plain", "smoothed"), [(1.0, 0.4), (0.4, 1.0)])
 def test_where_neither_decides_the_smaller_estimate_is_taken(
     plain: float, smoothed: float, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +226,7 @@ def test_where_neither_decides_the_smaller_estimate_is_taken(
     choice = choose_quantization(Question(
         source=source, texts=TEXTS[:5], valid=valid, options=QuantizeOptions(), max_lost_points=0.3, threads=1
     ), tmp_path)  # fmt: skip
-    assert (choice.loss, choice.lost_points.value) == ("undecided", 0.2)
+    assert (choice.loss, choice.lost_points.value) == ("undecided", 0.4)
     assert bool(choice.options.smoothing) == (smoothed < plain)
 
 
