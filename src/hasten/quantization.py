@@ -36,6 +36,7 @@ from hasten.variant import StepRecord, Variant, building, copy_configuration
 FLOAT_TENSOR = 1
 PRODUCT, PACKED, LOOKUP = "MatMul", "Attention", "Gather"
 VERSIONED = ("onnx", "onnxruntime")
+WRITTEN_TIMES = 4  # copies of the graph that stand at the same time, at most
 SUMS_IN_32_BITS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
 
 Method = Literal["static", "dynamic"]
@@ -170,7 +171,7 @@ def quantize_graph(
         ranges: A file to keep the calibrated ranges in and to take them from when it exists.
 
     Raises:
-        ArtifactError: No product is left to quantize.
+        ArtifactError: No product is left to quantize, or there is no room to do it in.
         MissingExtraError: onnx is not installed.
     """
     try:
@@ -182,6 +183,7 @@ def quantize_graph(
     wanted = [name for name in weights if weights[name] not in kept]
     if not wanted:
         raise ArtifactError(f"{source.path}: no product of activations with weights is left to quantize")
+    _require_room(source, path.parent)
     common: dict[str, Any] = {
         "per_channel": options.per_channel,
         "reduce_range": options.reduces_range,
@@ -203,6 +205,17 @@ def quantize_graph(
             reader = _Reader(source, texts[: options.calibration_texts])
             plain = _with_plain_products(graph, Path(folder) / "plain.onnx", wanted, reader, options.smoothing)
             _quantize_static(reader, plain, path, options, wanted, extra, ranges)
+
+
+def _require_room(source: Variant, folder: Path) -> None:
+    """Refuses a full disk, where onnxruntime's quantizer fails to read what it wrote."""
+    needed = WRITTEN_TIMES * source.size_bytes
+    for place in (folder, Path(tempfile.gettempdir())):
+        if (free := shutil.disk_usage(place).free) < needed:
+            raise ArtifactError(
+                f"{place}: {free / 1e6:,.0f} MB are free, and quantizing {source.path} takes {needed / 1e6:,.0f} MB "
+                "for a while; make room, or choose another folder by --out or TMPDIR"
+            )
 
 
 def _with_plain_products(graph: Path, path: Path, wanted: list[str], reader: _Reader, smoothing: float) -> Path:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 
 from conftest import labelled_rows
 from hasten.checkpoint import import_checkpoint
-from hasten.errors import UsageError
+from hasten.errors import ArtifactError, UsageError
 from hasten.intervals import Interval
 from hasten.onnx_export import export
 from hasten.packing import unpack
@@ -185,6 +186,17 @@ def test_a_plan_of_threads_is_of_the_graph_it_was_measured_on(
     plan = ThreadPlan(cpu="", cores=1, rows=[PlanRow(workers=1, threads=1, alone_p50_ms=1.0, texts_per_s=1.0)])
     planned = replace(source, manifest=replace(source.manifest, plan=plan))
     assert quantize(planned, tmp_path / "int8", texts=TEXTS[:5]).manifest.plan is None
+
+
+def test_a_full_disk_is_told_before_anything_is_written(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = exported("bert", checkpoint, tmp_path)
+    full = SimpleNamespace(free=3 * source.size_bytes)
+    monkeypatch.setattr("hasten.quantization.shutil.disk_usage", lambda _place: full)
+    with pytest.raises(ArtifactError, match=r"MB are free, and quantizing .* takes .* MB for a while; make room"):
+        quantize(source, tmp_path / "int8", texts=TEXTS[:5])
+    assert not (tmp_path / "int8").exists()
 
 
 @pytest.mark.parametrize(("points_lost", "smooths"), [(0.5, True), (0.3, False), (0.0, False)])
