@@ -8,11 +8,15 @@ from pathlib import Path
 
 def available_cores() -> float:
     """Cores this process may use: its affinity, cut by the cgroup's CPU quotas."""
+    return min(cores_by_affinity(), cpu_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
+
+
+def cores_by_affinity() -> int:
+    """Cores that this process may run on, however much of them it may use."""
     import psutil
 
     process = psutil.Process()
-    affinity = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
-    return min(affinity, cpu_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
+    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
 
 
 def cpu_quota(membership: Path, mounted: Path) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hasten.cores import cores_by_affinity
 from hasten.errors import ArtifactError, MissingExtraError
 from hasten.tokenization import Encoding, TextEncoder, pad_token_id, padded
 from hasten.variant import IN_BFLOAT16, Precision, Variant
@@ -87,14 +88,16 @@ def cpu_settings(*, threads: int, workers: int = 1, precision: Precision) -> dic
             a variant runs in what it is called.
 
     Returns:
-        Properties by name, as `Core.compile_model` takes them.
+        Properties by name, as `Core.compile_model` takes them. Threads are pinned to cores where there is one for each,
+        which spares the first inferences after a pause from sharing one. Where there are more cores than threads, other
+        processes would pin theirs to the same.
     """
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": workers,
         "INFERENCE_NUM_THREADS": threads * workers,
         "INFERENCE_PRECISION_HINT": "bf16" if precision in IN_BFLOAT16 else "f32",
-        "ENABLE_CPU_PINNING": False,  # several processes would pin themselves to the same cores
+        "ENABLE_CPU_PINNING": threads * workers == cores_by_affinity(),
     }
 
 

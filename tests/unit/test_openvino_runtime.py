@@ -24,6 +24,14 @@ def test_openvino_says_whether_the_cpu_has_bfloat16(
     assert has_bfloat16() is expected
 
 
+@pytest.mark.parametrize(("threads", "workers", "pinned"), [(4, 1, True), (1, 4, True), (2, 1, False), (1, 1, False)])
+def test_threads_are_pinned_where_no_other_process_would_take_the_same_cores(
+    threads: int, workers: int, pinned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_runtime, "cores_by_affinity", lambda: 4)
+    assert cpu_settings(threads=threads, workers=workers, precision="fp32")["ENABLE_CPU_PINNING"] is pinned
+
+
 def test_nothing_runs_in_bfloat16_but_what_is_called_so() -> None:
     hints: dict[Precision, str] = {
         precision: cpu_settings(threads=1, precision=precision)["INFERENCE_PRECISION_HINT"]
