@@ -29,6 +29,7 @@ import typer
 from hasten.errors import HastenError
 from hasten.files import file_sha256
 from hasten.measurement import this_host
+from hasten.openvino_runtime import cpu_settings
 from hasten.profiling import ProfileOptions
 from hasten.variant import Variant, building, copy_configuration, open_variant
 from hasten.variant_maker import QUANTIZE_TEXTS
@@ -132,7 +133,8 @@ class Comparison:
         distinct = {tokens: texts_of(self.source, self.test.texts, tokens) for tokens in lengths}
         distinct[AS_THEY_COME] = [self.test.texts[row] for row in random_rows(len(self.test), len(self.test), seed=0)]
         requests = dict.fromkeys(lengths, self.options.samples) | {AS_THEY_COME: MIXED_TIMES * self.options.samples}
-        ran = [(row.name, row.digest, row.versions) for row in rows]
+        threads = self.options.resolved_threads
+        ran = [(r.name, r.digest, r.versions, cpu_settings(threads=threads, precision=r.precision)) for r in rows]
         samples: dict[int, dict[str, list[list[float]]]] = {
             tokens: {row.name: [] for row in rows} for tokens in distinct
         }
