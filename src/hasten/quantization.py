@@ -36,7 +36,7 @@ from hasten.variant import StepRecord, Variant, building, copy_configuration
 FLOAT_TENSOR = 1
 PRODUCT, PACKED, LOOKUP = "MatMul", "Attention", "Gather"
 VERSIONED = ("onnx", "onnxruntime")
-WRITTEN_TIMES = 4  # copies of the graph that stand at the same time, at most
+COPIES, COPIES_ELSEWHERE = 4, 2  # of the graph, at the same time and at most, beside it and where temporary files are
 SUMS_IN_32_BITS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
 
 Method = Literal["static", "dynamic"]
@@ -209,8 +209,8 @@ def quantize_graph(
 
 def _require_room(source: Variant, folder: Path) -> None:
     """Refuses a full disk, where onnxruntime's quantizer fails to read what it wrote."""
-    needed = WRITTEN_TIMES * source.size_bytes
-    for place in (folder, Path(tempfile.gettempdir())):
+    for place, copies in ((folder, COPIES), (Path(tempfile.gettempdir()), COPIES_ELSEWHERE)):
+        needed = copies * source.size_bytes
         if (free := shutil.disk_usage(place).free) < needed:
             raise ArtifactError(
                 f"{place}: {free / 1e6:,.0f} MB are free, and quantizing {source.path} takes {needed / 1e6:,.0f} MB "

@@ -165,7 +165,7 @@ def _read_file(datasets: Any, path: Path, kind: str, cache: str) -> Any:
             "converters": dict.fromkeys(columns, str)
         }  # else each part of a large file has its own types
     table = datasets.load_dataset(kind, **options)
-    if any(column.startswith(INDEX) for column in table.column_names):  # pandas takes what is too much for an index
+    if kind == "csv" and any(column.startswith(INDEX) for column in table.column_names):  # what is too much, for pandas
         raise ValueError("rows have more fields than the header has columns; put texts with separators in quotes")
     return table
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from conftest import write_csv
@@ -96,6 +97,16 @@ def test_json_lines(tmp_path: Path, suffix: str) -> None:
 def test_parquet(tmp_path: Path) -> None:
     found = read(as_parquet(tmp_path / "data.parquet", {"text": list(TEXTS), "label": [label for _, label in ROWS]}))
     assert (found.texts, found.labels) == (TEXTS, IDS)
+
+
+def test_parquet_that_pandas_wrote_with_its_index(tmp_path: Path) -> None:
+    import pandas
+
+    path = tmp_path / "data.parquet"
+    rows = pandas.DataFrame({"text": list(TEXTS), "label": [label for _, label in ROWS]})
+    rows.set_index(pandas.Index([9, 2, *range(20, 18 + len(rows))])).to_parquet(path)  # as of a frame that was filtered
+    assert "__index_level_0__" in pq.read_schema(path).names
+    assert read(str(path)).texts == TEXTS
 
 
 def test_parquet_with_class_names_goes_by_name(tmp_path: Path) -> None:
