@@ -30,7 +30,7 @@ from hasten.errors import ArtifactError, MissingExtraError, UsageError
 from hasten.fidelity import check_source, finish_measured, finite_logits
 from hasten.measurement import library_versions, this_host
 from hasten.runtime import OnnxRuntime
-from hasten.smoothing import channel_peaks, smooth
+from hasten.smoothing import channel_peaks, smooth, smoothed_freely
 from hasten.variant import StepRecord, Variant, building, copy_configuration
 
 FLOAT_TENSOR = 1
@@ -58,6 +58,7 @@ class QuantizeOptions:
         embeddings: Whether the embedding tables become INT8 too.
         smoothing: How much of the activations' outliers is moved into the weights, 0 (nothing) to 1; see
             `hasten.smoothing`. Not used by the dynamic method.
+        smoothed: Names of matrix products that get an operator for it where there must be one; all of them if None.
         keep: Names of matrix products that stay in fp32, with all that share their weights.
     """
 
@@ -68,6 +69,7 @@ class QuantizeOptions:
     reduce_range: bool | None = None
     embeddings: bool = True
     smoothing: float = 0.0
+    smoothed: tuple[str, ...] | None = None
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -175,14 +177,11 @@ def quantize_graph(
         MissingExtraError: onnx is not installed.
     """
     try:
+        import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
         raise MissingExtraError("onnx", "optimize") from error
-    weights = products(source)
-    kept = {weights[name] for name in options.keep if name in weights}
-    wanted = [name for name in weights if weights[name] not in kept]
-    if not wanted:
-        raise ArtifactError(f"{source.path}: no product of activations with weights is left to quantize")
+    wanted = _wanted(source, options)
     _require_room(source, path.parent)
     common: dict[str, Any] = {
         "per_channel": options.per_channel,
@@ -203,8 +202,55 @@ def quantize_graph(
             )  # fmt: skip
         else:
             reader = _Reader(source, texts[: options.calibration_texts])
-            plain = _with_plain_products(graph, Path(folder) / "plain.onnx", wanted, reader, options.smoothing)
+            plain = Path(folder) / "plain.onnx"
+            onnx.save_model(_with_plain_products(graph, wanted, reader, options), plain)
             _quantize_static(reader, plain, path, options, wanted, extra, ranges)
+
+
+def measure_sensitivities(
+    source: Variant, quantized: Path, options: QuantizeOptions, texts: Sequence[str], *, measured: int, threads: int
+) -> dict[str, float]:
+    """Measures how far logits move when one product alone is quantized.
+
+    Args:
+        source: A fp32 ONNX variant.
+        quantized: Its INT8 graph, as `quantize_graph` wrote it.
+        options: How that was made; static.
+        texts: The texts that it was calibrated on.
+        measured: How many of them to measure on.
+        threads: Threads for an inference.
+
+    Returns:
+        See `hasten.sensitivity.sensitivities`.
+    """
+    import onnx
+
+    from hasten.sensitivity import sensitivities
+
+    reader = _Reader(source, texts[: options.calibration_texts])
+    plain = _with_plain_products(source.path / source.weights, _wanted(source, options), reader, options)
+    return sensitivities(plain, onnx.load_model(quantized), reader.batches[:measured], threads=threads)
+
+
+def smoothed_by_operators(source: Variant) -> set[str]:
+    """Names of the products of an ONNX variant whose smoothing takes an operator; that of the others is free."""
+    import onnx_ir as ir
+
+    from hasten.packing import unpack
+
+    model = ir.load(source.path / source.weights)
+    unpack(model)
+    every = products(source)
+    return set(every) - smoothed_freely(ir.to_proto(model), list(every))
+
+
+def _wanted(source: Variant, options: QuantizeOptions) -> list[str]:
+    """Names of the products to quantize."""
+    weights = products(source)
+    kept = {weights[name] for name in options.keep if name in weights}
+    if not (wanted := [name for name in weights if weights[name] not in kept]):
+        raise ArtifactError(f"{source.path}: no product of activations with weights is left to quantize")
+    return wanted
 
 
 def _require_room(source: Variant, folder: Path) -> None:
@@ -218,9 +264,8 @@ def _require_room(source: Variant, folder: Path) -> None:
             )
 
 
-def _with_plain_products(graph: Path, path: Path, wanted: list[str], reader: _Reader, smoothing: float) -> Path:
+def _with_plain_products(graph: Path, wanted: Sequence[str], reader: _Reader, options: QuantizeOptions) -> Any:
     """The graph with its attentions taken apart, and smoothed."""
-    import onnx
     import onnx_ir as ir
 
     from hasten.packing import unpack
@@ -228,10 +273,10 @@ def _with_plain_products(graph: Path, path: Path, wanted: list[str], reader: _Re
     model = ir.load(graph)
     unpack(model)
     plain = ir.to_proto(model)
-    if smoothing:
-        smooth(plain, wanted, channel_peaks(plain, wanted, reader.batches), smoothing)
-    onnx.save_model(plain, path)
-    return path
+    if options.smoothing:
+        peaks = channel_peaks(plain, wanted, reader.batches)
+        smooth(plain, wanted, peaks, options.smoothing, options.smoothed)
+    return plain
 
 
 def _quantize_static(

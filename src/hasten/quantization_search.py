@@ -3,16 +3,19 @@
 Ranges of activations can be kept whole or cut, and which is better hangs on the model's outliers. Weights of 8 bits are
 finer than of 7, but can saturate on CPUs without VNNI, and whether they do hangs on the weights. So each way is carried
 out, and the one that moves the logits of training texts least is taken. Its loss of accuracy against the fp32 parent is
-then judged on the validation split. Where more is lost than allowed, if only by the estimate, smoothing is tried,
-which costs a few operators. If more is shown to be lost than allowed even so, the products of activations with weights
-are put back to fp32 one by one, the most sensitive first, until it no longer is.
+then judged on the validation split. Where more is lost than allowed, if only by the estimate, smoothing is tried, which
+costs an operator before most products, and then smoothing of no more products than it takes. If more is shown to be
+lost than allowed even so, the products of activations with weights are put back to fp32 one by one, the most sensitive
+first, until it no longer is.
 
 Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization", on range setting and on the analysis of
-layers one at a time. We differ in the criterion: logits of the user's texts rather than errors of tensors.
+layers one at a time. We differ in the criterion: logits of the user's texts rather than errors of tensors. How many
+products to smooth is told from their errors alone, as if those were independent: then their squares add up.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,14 +26,23 @@ import numpy as np
 
 from hasten.files import beside
 from hasten.intervals import Interval, paired_ratio
-from hasten.quantization import Calibration, QuantizeOptions, can_saturate, products, quantize_graph
+from hasten.quantization import (
+    Calibration,
+    QuantizeOptions,
+    can_saturate,
+    measure_sensitivities,
+    quantize_graph,
+    smoothed_by_operators,
+)
 from hasten.runtime import Logits, OnnxRuntime, predict_logits
 from hasten.variant import Variant, copy_configuration
 from hasten.workload import Workload
 
+GRAPH = "model.onnx"
 CALIBRATIONS: tuple[Calibration, ...] = ("minmax", "percentile", "entropy")
 SMOOTHINGS = (0.5, 0.7, 0.8)
 SENSITIVITY_TEXTS = 64
+SPARED = 0.1  # by how much more logits may move, as far as can be told, for smoothing fewer products
 
 Progress = Callable[[int, int], None]
 Loss = Literal["holds", "undecided", "too large"]
@@ -62,8 +74,8 @@ class Choice:
             interval; negative where it gained.
         loss: Whether the interval shows the loss to be allowed (`holds`), to be `too large`, or neither.
         candidates: All ways that were compared.
-        sensitivity: Products by the mean move of a logit that quantizing each alone causes, worst first; empty where
-            none had to be put back.
+        sensitivity: Products by the mean move of a logit that quantizing each alone causes, worst first: of the chosen
+            way if some had to be put back, of the way before smoothing if that was chosen, else empty.
     """
 
     options: QuantizeOptions
@@ -119,20 +131,20 @@ class _Search:
 
     def __init__(self, question: Question, folder: Path, progress: Progress | None) -> None:
         self.question, self.folder, self.progress = question, folder, progress
+        self._tried: list[Candidate] = []
+        self._written: QuantizeOptions | None = None
         self._before = self._parent(question.texts)
         self._right = self._parent(question.valid.texts).argmax(-1) == np.asarray(question.valid.labels)
 
     def run(self) -> Choice:
         """The best way, then fp32 for products until the loss is not shown to be too large."""
-        candidates, sensitivity = self._plain(), dict[str, float]()
-        options = _best(candidates)
-        lost = self._lost_points(options)
+        options = self._plain()
+        lost, sensitivity = self._lost_points(options), dict[str, float]()
         if lost.value > self.question.max_lost_points and not options.smoothing:
             smoothed = self._smoothed(options)
-            candidates += smoothed
-            other = self._lost_points(_best(smoothed))
-            if self._rank(other) < self._rank(lost):
-                options, lost = _best(smoothed), other
+            if self._rank(with_it := self._lost_points(smoothed.options)) < self._rank(lost):
+                sensitivity = self._sensitivity(options)
+                options, lost = self._smoothed_where_it_tells(smoothed, with_it, sensitivity)
         if self._verdict(lost) == "too large":
             sensitivity = self._sensitivity(options)
             for kept in range(1, len(sensitivity) // 2 + 1):
@@ -141,38 +153,55 @@ class _Search:
                 if self._verdict(lost) != "too large":
                     break
         return Choice(
-            options=options, lost_points=lost, loss=self._verdict(lost), candidates=candidates, sensitivity=sensitivity
+            options=options, lost_points=lost, loss=self._verdict(lost), candidates=self._tried, sensitivity=sensitivity
         )
 
-    def _plain(self) -> list[Candidate]:
+    def _plain(self) -> QuantizeOptions:
         """The ranges of weights first, then, with the better one, the ranges of activations."""
         start = self.question.options
         ranges = (False, True) if start.reduce_range is None and can_saturate() else (start.reduces_range,)
         first, *others = CALIBRATIONS
-        found: list[Candidate] = []
-        for reduce_range in ranges:
-            found.append(self._candidate(replace(start, calibration=first, reduce_range=reduce_range)))
-        finer = _best(found)
+        found = [self._candidate(replace(start, calibration=first, reduce_range=narrow)) for narrow in ranges]
+        finer = _best(found).options
         for number, calibration in enumerate(others):
             if self.progress is not None:
                 self.progress(number + 1, len(CALIBRATIONS))
             found.append(self._candidate(replace(finer, calibration=calibration)))
-        return found
+        return _best(found).options
 
-    def _smoothed(self, plain: QuantizeOptions) -> list[Candidate]:
-        return [self._candidate(replace(plain, smoothing=strength)) for strength in SMOOTHINGS]
+    def _smoothed(self, plain: QuantizeOptions) -> Candidate:
+        return _best([self._candidate(replace(plain, smoothing=strength)) for strength in SMOOTHINGS])
+
+    def _smoothed_where_it_tells(
+        self, smoothed: Candidate, lost: Interval, sensitivity: dict[str, float]
+    ) -> tuple[QuantizeOptions, Interval]:
+        """Smoothing of as few products as it takes, worst first, or of all where that turns out to be better."""
+        by_operators = smoothed_by_operators(self.question.source)
+        names = [name for name in sensitivity if name in by_operators]
+        errors = np.array([0.0, *(sensitivity[name] ** 2 for name in names)])
+        of_the_rest = errors.sum() - errors.cumsum()  # after 0, 1, 2 ... products
+        spared = smoothed.mean_logit_difference**2 * ((1 + SPARED) ** 2 - 1)
+        count = int(np.argmax(of_the_rest <= max(spared, of_the_rest[-1])))
+        fewer = self._candidate(replace(smoothed.options, smoothed=tuple(names[:count])))
+        with_fewer = self._lost_points(fewer.options)
+        known = [VERDICTS.index(self._verdict(loss)) for loss in (with_fewer, lost)]
+        as_near = fewer.mean_logit_difference <= (1 + SPARED) * smoothed.mean_logit_difference
+        loses_no_more = with_fewer.value <= max(lost.value, self.question.max_lost_points)
+        if known[0] <= known[1] and (as_near or loses_no_more):
+            return fewer.options, with_fewer
+        return smoothed.options, lost
 
     def _candidate(self, way: QuantizeOptions) -> Candidate:
         before, after = self._before, self._quantized(way, self.question.texts)
         flips = int((after.argmax(-1) != before.argmax(-1)).sum())
-        return Candidate(options=way, mean_logit_difference=_move(after, before), label_flips=flips)
+        self._tried.append(Candidate(options=way, mean_logit_difference=_move(after, before), label_flips=flips))
+        return self._tried[-1]
 
     def _parent(self, texts: Sequence[str]) -> Logits:
         return predict_logits(OnnxRuntime(self.question.source, threads=self.question.threads), texts)
 
     def _quantized(self, options: QuantizeOptions, texts: Sequence[str]) -> Logits:
-        ranges = self.folder / f"{options.calibration}-{options.smoothing}.json"
-        quantize_graph(self.question.source, self.folder / "model.onnx", options, self.question.texts, ranges=ranges)
+        self._quantize(options)
         draft = Variant(path=self.folder, manifest=self.question.source.manifest)
         return predict_logits(OnnxRuntime(draft, threads=self.question.threads), texts)
 
@@ -194,19 +223,26 @@ class _Search:
         """What is known of a loss first, then its estimate; the smaller, the better."""
         return VERDICTS.index(self._verdict(lost)), lost.value
 
+    def _quantize(self, options: QuantizeOptions) -> None:
+        """Writes the graph of this way, unless it was the last one that was written."""
+        if options == self._written:
+            return
+        made = (options.calibration, options.smoothing, options.smoothed)
+        ranges = self.folder / f"{hashlib.sha256(repr(made).encode()).hexdigest()}.json"
+        quantize_graph(self.question.source, self.folder / GRAPH, options, self.question.texts, ranges=ranges)
+        self._written = options
+
     def _sensitivity(self, options: QuantizeOptions) -> dict[str, float]:
         """How far logits move when one product alone, with those of its weights, is quantized, worst first."""
-        every, moves = products(self.question.source), dict[str, float]()
-        first = {weights: name for name, weights in reversed(every.items())}  # stands for all that share the weights
-        for weights, name in reversed(first.items()):
-            rest = tuple(other for other in every if every[other] != weights)
-            after = self._quantized(replace(options, keep=rest), self.question.texts[:SENSITIVITY_TEXTS])
-            moves[name] = _move(after, self._before[:SENSITIVITY_TEXTS])
-        return dict(sorted(moves.items(), key=lambda move: -move[1]))
+        self._quantize(options)
+        return measure_sensitivities(
+            self.question.source, self.folder / GRAPH, options, self.question.texts, measured=SENSITIVITY_TEXTS,
+            threads=self.question.threads,
+        )  # fmt: skip
 
 
-def _best(candidates: Sequence[Candidate]) -> QuantizeOptions:
-    return min(candidates, key=lambda candidate: candidate.mean_logit_difference).options
+def _best(candidates: Sequence[Candidate]) -> Candidate:
+    return min(candidates, key=lambda candidate: candidate.mean_logit_difference)
 
 
 def _move(after: Logits, before: Logits) -> float:

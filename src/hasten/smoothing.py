@@ -2,7 +2,8 @@
 
 A product X W is (X / s) (s W) for any scale s of the inner channels. With s large where X has outliers, what is rounded
 is even on both sides. Where X is an attention's output, 1 / s goes into the weights of the values that it averages and
-costs nothing; elsewhere the division is an operator of its own, since the residual path reads the same activations.
+costs nothing; elsewhere the division is an operator of its own, since the residual path reads the same activations. So
+the products after an attention are smoothed in any case, and of the others as many as are asked for.
 
 Source: Xiao et al. 2023, "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
 section 4, equation 4. We differ in that scales are normalised to a geometric mean of 1, and in the division, which the
@@ -12,7 +13,7 @@ paper folds into the normalisation before it: encoders normalise after the resid
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,30 +72,62 @@ def smoothing_scales(peaks: Channels, weights: NDArray[np.float32], strength: fl
     return (scales / np.exp(np.log(scales).mean())).astype(np.float32)
 
 
-def smooth(graph: Any, products: Sequence[str], peaks: Mapping[str, Channels], strength: float) -> None:
+def smooth(
+    graph: Any,
+    products: Sequence[str],
+    peaks: Mapping[str, Channels],
+    strength: float,
+    only: Container[str] | None = None,
+) -> None:
     """Rewrites a graph in place so that its products are easier to quantize and its answers the same up to rounding.
 
     Args:
         graph: A fp32 ONNX `ModelProto`.
-        products: Names of the products to smooth.
+        products: Names of the products that will be quantized.
         peaks: What `channel_peaks` gave for them.
         strength: See `smoothing_scales`.
+        only: Names of those that may be given an operator for it; any of them if None. Products that share their
+            weights are smoothed if one of them may.
     """
     editor = _Editor(graph)
-    sharing: dict[str, list[Any]] = defaultdict(list)
-    for node in graph.graph.node:
-        if node.name in products:
-            sharing[node.input[1]].append(node)
-    for weight, nodes in sharing.items():  # layers may share a matrix, and then they share the scale
+    for weight, nodes in _by_weights(
+        graph, products
+    ).items():  # layers may share a matrix, and then they share the scale
+        constants = editor.values_before(nodes)
+        if constants is None and only is not None and not any(node.name in only for node in nodes):
+            continue
         together = np.max([peaks[node.input[0]] for node in nodes], axis=0)
         scales = smoothing_scales(together, editor.content(weight), strength)
         editor.multiply_rows(weight, scales)
-        if (constants := editor.values_before(nodes)) is not None:
+        if constants is not None:
             editor.divide_values(constants, scales)
         else:
             for node in nodes:
                 editor.divide_input(node, scales)
     editor.finish()
+
+
+def smoothed_freely(graph: Any, products: Sequence[str]) -> set[str]:
+    """Products whose smoothing takes no operator.
+
+    Args:
+        graph: A fp32 ONNX `ModelProto`.
+        products: Names of products of activations with weights.
+
+    Returns:
+        Names of those of them that read an attention's output, and nobody else does.
+    """
+    editor = _Editor(graph)
+    groups = _by_weights(graph, products).values()
+    return {node.name for nodes in groups if editor.values_before(nodes) is not None for node in nodes}
+
+
+def _by_weights(graph: Any, products: Sequence[str]) -> dict[str, list[Any]]:
+    sharing: dict[str, list[Any]] = defaultdict(list)
+    for node in graph.graph.node:
+        if node.name in products:
+            sharing[node.input[1]].append(node)
+    return sharing
 
 
 class _Editor:

@@ -23,7 +23,7 @@ from hasten.errors import ArtifactError, UsageError
 from hasten.intervals import Interval
 from hasten.onnx_export import export
 from hasten.packing import unpack
-from hasten.quantization import QuantizeOptions, products, quantize
+from hasten.quantization import QuantizeOptions, products, quantize, smoothed_by_operators
 from hasten.runtime import OnnxRuntime, open_runtime, predict_logits
 from hasten.smoothing import channel_peaks, smooth, smoothing_scales
 from hasten.variant import PlanRow, ThreadPlan, Variant, building, open_variant, seal
@@ -78,6 +78,29 @@ def test_after_attention_smoothing_costs_no_operator(checkpoint: Callable[[str],
     divided = {node.name for node in graph.node if node.name.endswith(".smooth")}
     assert len(divided) == 6  # of 2 layers with 4 products each, those of the attention's output are free
     assert not any("attention.output" in name for name in divided)
+
+
+def test_of_those_that_cost_an_operator_only_the_named_are_smoothed(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = exported("bert", checkpoint, tmp_path)
+    dear = smoothed_by_operators(source)
+    named = sorted(dear)[:2]
+    made = quantize(source, tmp_path / "int8", QuantizeOptions(smoothing=0.7, smoothed=tuple(named)), texts=TEXTS)
+    graph = onnx.load_model(made.path / "model.onnx").graph
+    assert {*products(source)} - dear == {name for name in products(source) if "attention.output" in name}
+    assert sorted(n.name.removesuffix(".smooth") for n in graph.node if n.name.endswith(".smooth")) == named
+    rounded = {name: after_rounding(graph, name) for name in products(source)}
+    plain = onnx.load_model(quantize(source, tmp_path / "plain", texts=TEXTS).path / "model.onnx").graph
+    changed = {name for name in rounded if rounded[name] != pytest.approx(after_rounding(plain, name), rel=1e-3)}
+    assert changed == {*products(source)} - dear | {*named}
+
+
+def after_rounding(graph: Any, product: str) -> float:
+    """The step that a product's input is rounded by."""
+    (rounding,) = (node for node in graph.node if node.name == f"{product}_QuantizeLinear")
+    (scale,) = (tensor for tensor in graph.initializer if tensor.name == rounding.input[1])
+    return float(onnx.numpy_helper.to_array(scale).item())
 
 
 def outliers(graph: Any) -> None:
@@ -240,6 +263,73 @@ def test_where_neither_decides_the_smaller_estimate_is_taken(
     ), tmp_path)  # fmt: skip
     assert (choice.loss, choice.lost_points.value) == ("undecided", 0.4)
     assert bool(choice.options.smoothing) == (smoothed < plain)
+
+
+@pytest.mark.parametrize(
+    ("of_all", "of_fewer", "further", "takes_fewer"),
+    [
+        (0.2, 0.3, 2.0, True),  # loses no more than allowed
+        (0.5, 0.5, 2.0, True),  # no more than all of them smoothed
+        (0.2, 0.31, 2.0, False),
+        (0.5, 0.6, 2.0, False),
+        (0.5, 0.6, 1.1, True),  # the estimate does not tell, the logits do
+        (0.5, 2.0, 1.0, False),  # shown to be too large
+    ],
+)
+def test_no_more_products_are_smoothed_than_it_takes(
+    of_all: float, of_fewer: float, further: float, takes_fewer: bool, checkpoint: Callable[[str], Path],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from hasten.quantization_search import Candidate, Question, _Search, choose_quantization
+
+    def lost(_search: _Search, options: QuantizeOptions) -> Interval:
+        value = (of_all if options.smoothed is None else of_fewer) if options.smoothing else 1.0
+        return Interval(value=value, lower=value - 1.5, upper=value + 1.5)
+
+    def candidate(search: _Search, options: QuantizeOptions) -> Candidate:
+        move = 1.0 if options.smoothed is None else further
+        return replace(as_it_is(search, options), mean_logit_difference=move / (options.smoothing + 0.1))
+
+    as_it_is = _Search._candidate
+    monkeypatch.setattr(_Search, "_lost_points", lost)
+    monkeypatch.setattr(_Search, "_candidate", candidate)
+    source = with_graph(exported("bert", checkpoint, tmp_path), tmp_path / "outliers", outliers)
+    valid = Workload(name="valid", source="valid", texts=tuple(TEXTS), labels=(0,) * len(TEXTS))
+    choice = choose_quantization(Question(
+        source=source, texts=TEXTS, valid=valid, options=QuantizeOptions(), max_lost_points=0.3, threads=1
+    ), tmp_path)  # fmt: skip
+    fewer = choice.candidates[-1].options
+    assert {candidate.options.smoothed for candidate in choice.candidates[:-1]} == {None}
+    assert fewer.smoothed == ()  # with such an error of all of them, none would add to it
+    assert choice.options == (fewer if takes_fewer else replace(fewer, smoothed=None))
+    assert choice.lost_points.value == (of_fewer if takes_fewer else of_all)
+    assert next(iter(choice.sensitivity)).endswith("qkv_0")
+
+
+def test_the_products_that_are_smoothed_are_those_whose_error_tells(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hasten.quantization_search import SPARED, Question, _Search, choose_quantization
+
+    def lost(_search: _Search, options: QuantizeOptions) -> Interval:
+        value = 0.0 if options.smoothing else 1.0
+        return Interval(value=value, lower=value - 1.5, upper=value + 1.5)
+
+    monkeypatch.setattr(_Search, "_lost_points", lost)
+    source = with_graph(exported("bert", checkpoint, tmp_path), tmp_path / "outliers", outliers)
+    valid = Workload(name="valid", source="valid", texts=tuple(TEXTS), labels=(0,) * len(TEXTS))
+    choice = choose_quantization(Question(
+        source=source, texts=TEXTS, valid=valid, options=QuantizeOptions(), max_lost_points=0.3, threads=1
+    ), tmp_path)  # fmt: skip
+    plain, *smoothed, fewer = choice.candidates
+    of_all = min(way.mean_logit_difference for way in smoothed if way.options.smoothing)
+    worst, *_ = choice.sensitivity
+    dear = smoothed_by_operators(source)
+    assert choice.options.smoothed == fewer.options.smoothed == (worst,)
+    rest = np.array([move for name, move in choice.sensitivity.items() if name in dear - {worst}])
+    assert np.hypot(of_all, np.linalg.norm(rest)) <= (1 + SPARED) * of_all < np.hypot(of_all, choice.sensitivity[worst])
+    assert fewer.mean_logit_difference <= (1 + SPARED) * of_all
+    assert of_all < 0.5 * plain.mean_logit_difference
 
 
 def test_products_go_back_to_fp32_one_by_one_until_the_loss_is_allowed(

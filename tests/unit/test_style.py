@@ -62,6 +62,7 @@ ROOMS = {
     "packing",
     "integer_products",
     "reshapes",
+    "sensitivity",
 }  # all about a heavy library; only functions import them
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 MACHINE_PATH = re.compile(r"(?<![\w./<~$}-])/(?:home|root|Users|work|mnt)/\w")
