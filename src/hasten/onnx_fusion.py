@@ -44,7 +44,8 @@ from onnxscript.rewriter.ort_fusions.sdpa import fuse_sdpa
 from onnxscript.rewriter.ort_fusions.sdpa_via_mha import replace_sdpa_by_mha
 
 from hasten.errors import ArtifactError
-from hasten.packing import CONTRIB, PACKED, PADDING_MASK, POSITION_BIAS, UNPACKED, optional_input, pack
+from hasten.graph_values import add_constant, optional_input
+from hasten.packing import CONTRIB, PACKED, PADDING_MASK, POSITION_BIAS, UNPACKED, pack
 
 # onnxruntime's fusion classes import each other from their own folder, which its package puts on the path.
 from onnxruntime.transformers.onnx_model import OnnxModel  # isort: skip
@@ -146,7 +147,7 @@ def _work_out_constants(model: ir.Model) -> None:
     part = ir.convenience.extract(model.graph, inputs=[], outputs=wanted)
     found: Any = _session(ir.Model(part, ir_version=model.ir_version)).run(None, {})
     for value, content in zip(wanted, found, strict=True):
-        ir.convenience.replace_all_uses_with(value, _initializer(model.graph, f"{value.name}.constant", content))
+        ir.convenience.replace_all_uses_with(value, add_constant(model.graph, f"{value.name}.constant", content))
     model.graph.remove(nodes, safe=True)
 
 
@@ -183,9 +184,9 @@ def _merge(
     path = commonpath(places).replace("/", ".")
     key = tuple(node.inputs[1].name for node in nodes if node.inputs[1] is not None)
     if key not in merged:
-        merged[key] = _initializer(graph, f"{path}.qkv.weight", np.concatenate(matrices, axis=1))
+        merged[key] = add_constant(graph, f"{path}.qkv.weight", np.concatenate(matrices, axis=1))
     number = sum(node.op_type == "Split" for node in graph)
-    widths = _initializer(graph, f"{path}.qkv.widths.{number}", np.array([m.shape[1] for m in matrices], np.int64))
+    widths = add_constant(graph, f"{path}.qkv.widths.{number}", np.array([m.shape[1] for m in matrices], np.int64))
     product = ir.node("MatMul", [given, merged[key]], name=f"{path}/qkv_{number}")
     parts = ir.node(
         "Split", [product.outputs[0], widths], {"axis": -1}, num_outputs=len(nodes), name=f"{path}/split_{number}"
@@ -196,13 +197,6 @@ def _merge(
         part.shape, part.type = old.shape, old.type
         ir.convenience.replace_all_uses_with(old, part)
         graph.remove(node, safe=True)
-
-
-def _initializer(graph: ir.Graph, name: str, content: Any) -> ir.Value:
-    tensor = ir.tensor(np.ascontiguousarray(content), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(content.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 def _use_padding_masks(model: ir.Model, longest_tokens: int) -> None:

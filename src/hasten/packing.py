@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from hasten.graph_values import optional_input
+
 CONTRIB = "com.microsoft"
 UNPACKED, PACKED, INTEGER_PACKED = "MultiHeadAttention", "Attention", "QAttention"
 PRODUCT, INTEGER_PRODUCT = "MatMul", "MatMulIntegerToFloat"
@@ -60,19 +62,6 @@ def unpack(model: ir.Model) -> None:
         )
         model.graph.insert_before(packed, [product, split])
         _replace(model, packed, UNPACKED, [*split.outputs, bias, mask], f"{packed.name}/attention")
-
-
-def optional_input(node: ir.Node, index: int) -> ir.Value | None:
-    """An input of a node; None where it has none there.
-
-    Args:
-        node: The node.
-        index: From 0.
-
-    Returns:
-        The value.
-    """
-    return node.inputs[index] if len(node.inputs) > index else None
 
 
 def _split_before(attention: ir.Node) -> ir.Node | None:

@@ -15,6 +15,8 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from hasten.graph_values import add_constant
+
 KEPT, LEFT = 0, -1
 
 
@@ -31,11 +33,7 @@ def fix_reshapes(graph: Any) -> Any:
     for node in model.graph:
         given, result = node.inputs[:1], node.outputs[0]
         if node.op_type == "Reshape" and given[0] is not None and (sizes := _sizes(given[0], result)) is not None:
-            shape = ir.tensor(np.array(sizes, np.int64), name=f"{node.name}/shape")
-            constant = ir.Value(
-                name=shape.name, shape=ir.Shape([len(sizes)]), type=ir.TensorType(shape.dtype), const_value=shape
-            )
-            model.graph.register_initializer(constant)
+            constant = add_constant(model.graph, f"{node.name}/shape", np.array(sizes, np.int64))
             node.replace_input_with(1, constant)
             node.attributes.pop("allowzero", None)
     passes.RemoveUnusedNodesPass()(model)

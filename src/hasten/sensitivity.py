@@ -17,6 +17,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from hasten.errors import ArtifactError
+from hasten.graph_values import add_constant
 from hasten.packing import CONTRIB, INTEGER_PACKED, INTEGER_PRODUCT, PRODUCT
 
 SWITCHES = "products_in_int8"
@@ -46,7 +48,7 @@ def sensitivities(plain: Any, quantized: Any, feeds: Sequence[Feed], *, threads:
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def logits(switches: Any) -> Any:
-        return np.concatenate([session.run(["logits"], {**feed, SWITCHES: switches})[0] for feed in feeds])
+        return np.concatenate([np.asarray(session.run(["logits"], {**feed, SWITCHES: switches})[0]) for feed in feeds])
 
     before = logits(np.zeros(len(groups), np.bool_))
     alone = zip(groups, np.eye(len(groups), dtype=np.bool_), strict=True)
@@ -55,11 +57,7 @@ def sensitivities(plain: Any, quantized: Any, feeds: Sequence[Feed], *, threads:
 
 
 def _add_integer_products(model: ir.Model, quantized: ir.Model) -> list[str]:
-    """Gives each product that was quantized its other form, and a switch; those of the same weights share one.
-
-    Returns:
-        Names of the products, the first of each switch, in the order of the switches.
-    """
+    """Gives each product its other form, and a switch; those of the same weights share one. Names, one a switch."""
     integer = {node.name: node for node in quantized.graph if node.op_type in MATRIX_SCALES_AND_ZERO_POINT}
     groups: dict[ir.Value | None, list[ir.Node]] = defaultdict(list)
     for node in model.graph:
@@ -69,7 +67,7 @@ def _add_integer_products(model: ir.Model, quantized: ir.Model) -> list[str]:
     model.graph.inputs.append(switches)
     model.graph.opset_imports.setdefault(CONTRIB, 1)
     for number, products in enumerate(groups.values()):
-        place = _constant(model.graph, f"{SWITCHES}.{number}", np.array([number], np.int64))
+        place = add_constant(model.graph, f"{SWITCHES}.{number}", np.array([number], np.int64))
         chosen = ir.node("Gather", [switches, place])
         model.graph.insert_before(products[0], chosen)
         for product in products:
@@ -80,7 +78,7 @@ def _add_integer_products(model: ir.Model, quantized: ir.Model) -> list[str]:
 def _make_switchable(graph: ir.Graph, product: ir.Node, integer: ir.Node, switch: ir.Value) -> None:
     """Replaces a product by the choice between itself and its INT8 form."""
     matrix, scale, matrix_scale, zero_point = (
-        _constant(graph, f"{product.name}.int8.{place}", integer.inputs[place].const_value.numpy())
+        add_constant(graph, f"{product.name}.int8.{place}", _content(integer.inputs[place]))
         for place in MATRIX_SCALES_AND_ZERO_POINT[integer.op_type]
     )
     rounded = ir.node("QuantizeLinear", [product.inputs[0], scale, zero_point])
@@ -95,12 +93,11 @@ def _make_switchable(graph: ir.Graph, product: ir.Node, integer: ir.Node, switch
     graph.remove(product, safe=True)
 
 
+def _content(value: ir.Value | None) -> Any:
+    if value is None or value.const_value is None:
+        raise ArtifactError(f"{value}: an integer product reads it, and it is no constant")
+    return value.const_value.numpy()
+
+
 def _branch(nodes: Sequence[ir.Node]) -> ir.Graph:
     return ir.Graph([], nodes[-1].outputs, nodes=nodes, name=nodes[-1].op_type)
-
-
-def _constant(graph: ir.Graph, name: str, content: Any) -> ir.Value:
-    tensor = ir.tensor(content, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value

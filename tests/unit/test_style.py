@@ -63,6 +63,7 @@ ROOMS = {
     "integer_products",
     "reshapes",
     "sensitivity",
+    "graph_values",
 }  # all about a heavy library; only functions import them
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 MACHINE_PATH = re.compile(r"(?<![\w./<~$}-])/(?:home|root|Users|work|mnt)/\w")
