@@ -61,6 +61,9 @@ def harness() -> list[str]:
     return [file_sha256(Path(module.__file__ or "")) for module in (client, measuring)] + [file_sha256(client.WORKER)]
 
 
+STATIC, DYNAMIC = "onnx-int8", "onnx-int8-dynamic"
+
+
 class Comparison:
     """One classifier's comparison, in one folder."""
 
@@ -162,9 +165,16 @@ class Comparison:
             mine.name: times_faster(mine.name, [p.name for p in peers if p.weights == mine.weights], samples)
             for mine in ours
         }
+        own = times_faster(STATIC, [DYNAMIC], samples)[DYNAMIC]
         medians = {name: p50(times_ms) for name, times_ms in samples.items()}
         print(f"  {tokens} tokens:", {name: median["value"] for name, median in medians.items()}, flush=True)
-        return {"tokens": tokens, "distinct_texts": distinct, "p50_ms": medians, "times_faster": faster}
+        return {
+            "tokens": tokens,
+            "distinct_texts": distinct,
+            "p50_ms": medians,
+            "times_faster": faster,
+            "static_to_dynamic": own,
+        }
 
     def result(self, peers: list[str], envs: Path, launches: int) -> dict[str, Any]:
         """Builds, judges, measures."""

@@ -61,9 +61,10 @@ class Own:
         ways = {"onnx-int8": choice.options, "onnx-int8-dynamic": QuantizeOptions(method="dynamic")}
         made = [fp32] + [self._quantized(fp32, name, options) for name, options in ways.items()]
         made += self._for_openvino()
+        how = WHAT | {"onnx-int8": f"{WHAT['onnx-int8']}: {choice}"}
         return [
             Row(
-                name=variant.name, peer="hasten", how=WHAT[variant.name], folder=variant.path,
+                name=variant.name, peer="hasten", how=how[variant.name], folder=variant.path,
                 python=Path(sys.executable), versions={"hasten": hasten.__version__} | variant.manifest.step.versions,
             )
             for variant in made

@@ -30,6 +30,9 @@ def markdown(result: dict[str, Any]) -> str:
     for precisions in (("fp32", "bf16"), ("int8", "int8+bf16")):
         names = [row["name"] for row in made if row["precision"] in precisions]
         lines += [f"## Median latency, {' and '.join(precisions)} (ms)", "", *_latencies(result, names)]
+    own = ["static / dynamic", *(interval(row["static_to_dynamic"]) for row in result["latency"])]
+    lines += ["## How many times faster static INT8 is than dynamic INT8 of the same graph", ""]
+    lines += table(["", *_lengths(result)], [own])
     lines += ["## How many times faster than each peer", "", *_ratios(result)]
     lines += ["## Answers", "", *_quality(result, made)]
     lines += ["## What each row is", "", *_about(result["rows"])]

@@ -13,9 +13,10 @@ from hasten.errors import ArtifactError, DataError, ParityError
 from hasten.golden import GOLDEN_TEXTS, finish
 from hasten.invariance import batch_invariance
 from hasten.runtime import Logits, Runtime, open_runtime, predict_logits
-from hasten.tokenization import Encoding
+from hasten.tokenization import Encoding, TextEncoder
 from hasten.variant import IN_BFLOAT16, Format, Manifest, Precision, Variant
 
+MOST_UNKNOWN = 0.5  # of the tokens that ranges are taken from
 MOST_PAIRS = 8 * 2048**2  # of tokens of a row, over the rows of a padded batch
 
 
@@ -88,6 +89,28 @@ def check_source(
         raise ArtifactError(f"{source.path}: a {kind} variant; only a {taken} variant can be {done}")
     if not any(text.strip() for text in texts):
         raise DataError(f"a variant is {done} with its loss measured on real texts; all {len(texts)} given are empty")
+
+
+def check_calibration(source: Variant, texts: Sequence[str]) -> None:
+    """Refuses texts that say nothing of the ranges that a model's activations will take.
+
+    Args:
+        source: What is to be quantized statically.
+        texts: What it shall be calibrated on.
+
+    Raises:
+        DataError: There is but one text, or more than half of the tokens are unknown to the tokenizer.
+    """
+    if len(set(texts)) == 1:
+        raise DataError(
+            f"static quantization takes the ranges of activations from the texts given, and all {len(texts)} are the "
+            "same text; give some hundred such as the model will be asked about, or quantize dynamically"
+        )
+    if (unknown := TextEncoder(source).unknown_share(texts)) > MOST_UNKNOWN:
+        raise DataError(
+            f"{unknown:.0%} of the tokens to calibrate on are unknown to the tokenizer of {source.path}; give texts in "
+            "the script and language of the model, or quantize dynamically"
+        )
 
 
 def finite_logits(variant: Variant, texts: Sequence[str]) -> Logits:

@@ -32,7 +32,7 @@ def add_constant(graph: ir.Graph, name: str, content: Any) -> ir.Value:
     Returns:
         The value that bears it.
     """
-    tensor = ir.tensor(np.ascontiguousarray(content), name=name)
+    tensor = ir.tensor(np.asarray(content, order="C"), name=name)
     value = ir.Value(name=name, shape=ir.Shape(np.shape(content)), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -99,6 +99,25 @@ def paired_ratio(new: NDArray[np.bool_], base: NDArray[np.bool_], *, level: floa
     return Interval(value=value, lower=float(lower), upper=float(upper))
 
 
+def points_lost(new: NDArray[np.bool_], base: NDArray[np.bool_], *, level: float = TWO_SIDED) -> Interval:
+    """Points of accuracy that a new model loses on the same rows, by the share that it retains.
+
+    Args:
+        new: Whether each row is right under the new model; shape [rows].
+        base: The same under the baseline; shape [rows].
+        level: Confidence level of the two-sided interval, 0 to 1.
+
+    Returns:
+        100 * (accuracy(base) - accuracy(new)) and its interval, negative where the new model gains; without an interval
+        where no row is right under the baseline, of which no share can be kept.
+    """
+    if not base.any():
+        return Interval(value=-100 * float(new.mean()), lower=None, upper=None)
+    points, kept = 100 * float(base.mean()), paired_ratio(new, base, level=level)
+    lower, upper = (None if limit is None else points * (1 - limit) for limit in (kept.upper, kept.lower))
+    return Interval(value=points * (1 - kept.value), lower=lower, upper=upper)
+
+
 def _ratio_score(ratio: float, both: int, gained: int, lost: int) -> float:
     """How many standard errors the counts are from a ratio, with the variance that is most likely at that ratio."""
     n_new, n_base = both + gained, both + lost

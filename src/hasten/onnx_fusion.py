@@ -62,6 +62,8 @@ OPERATORS = {
 }
 UNFUSABLE = {"deberta-v2": ("attention",)}
 UNSUMMED_EMBEDDINGS = ("deberta-v2", "modernbert")  # their positions come in with the attention
+HEAD_ACTIVATIONS = {"deberta-v2": "pooler_hidden_act", "modernbert": "classifier_activation"}  # where it is configured
+HEADS_WITH_GELU = ("electra",)
 FUSED_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 
 
@@ -256,14 +258,16 @@ def require_fused(graph: onnx.ModelProto, config: Any) -> dict[str, Any]:
     kind, layers = config.model_type, int(config.num_hidden_layers)
     left = UNFUSABLE.get(kind, ()) + (() if _activation(config) in FUSED_ACTIVATIONS else ("activation",))
     sums = 2 * layers + int(kind not in UNSUMMED_EMBEDDINGS)
-    wanted: dict[str, int] = dict.fromkeys(OPERATORS, layers) | {"normalised sum": sums}
+    in_head = int(kind in HEADS_WITH_GELU or getattr(config, HEAD_ACTIVATIONS.get(kind, ""), None) in FUSED_ACTIVATIONS)
+    more = {"normalised sum": sums, "activation": layers + in_head}
+    wanted: dict[str, int] = dict.fromkeys(OPERATORS, layers) | more
     counts = _counts(graph)
     for what, operators in OPERATORS.items():
         if what not in left and counts[what] < wanted[what]:
             raise ArtifactError(
                 f"the export of {kind!r} has {counts[what]} fused operators for the {what} ({' or '.join(operators)}) "
-                f"where its {layers} layers call for {wanted[what]}: the installed torch, transformers or onnxscript "
-                "write another graph than the one that is known"
+                f"where its {layers} layers and its head call for {wanted[what]}: the installed torch, transformers or "
+                "onnxscript write another graph than the one that is known"
             )
     return {"fused": dict(counts), "not_fused": list(left)}
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.errors import ArtifactError, MissingExtraError, UsageError
-from hasten.fidelity import check_source, finish_measured, finite_logits, prove_parity
+from hasten.fidelity import check_calibration, check_source, finish_measured, finite_logits, prove_parity
 from hasten.golden import GOLDEN_TEXTS, finish
 from hasten.measurement import library_versions
 from hasten.openvino_runtime import has_bfloat16, load_openvino
@@ -97,11 +97,12 @@ def quantize_openvino(
 
     Raises:
         ArtifactError: The source is no fp32 OpenVINO variant.
-        DataError: There are no texts, or only empty ones.
+        DataError: There are no texts, or only empty ones, or they cannot be calibrated on.
         ParityError: The source or the INT8 model answers NaN.
         MissingExtraError: openvino or nncf is not installed.
     """
     check_source(source, "openvino", texts)
+    check_calibration(source, texts[:CALIBRATION_TEXTS])
     before = finite_logits(source, texts)
     with building(out) as draft:
         copy_configuration(source, draft)

@@ -8,19 +8,18 @@ under a key of its inputs, so that an interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import logging
-import re
-from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import msgspec
 
+from hasten import run_notes as notes
 from hasten.answers import require_better_than_majority
 from hasten.budget import Assessment, judge
 from hasten.errors import MeasurementError
+from hasten.intervals import Interval, points_lost
 from hasten.measurement import Measurement, load_measurement, speedup, this_host
 from hasten.openvino_runtime import has_bfloat16
 from hasten.optimize_options import Observer, OptimizeOptions, Silent
@@ -29,15 +28,15 @@ from hasten.report import Report, RunInfo, compare
 from hasten.report_render import save_report
 from hasten.splits import Data, Inputs, read_data
 from hasten.thread_plan import measure_plan, record_plan
-from hasten.training_plan import TrainingPlan
-from hasten.variant import IN_BFLOAT16, Variant
+from hasten.variant import Variant
 from hasten.variant_maker import Maker, imported
-from hasten.workload import Workload, normalised
+from hasten.workload import Workload
 from hasten.workshop import Workshop
 
 log = logging.getLogger(__name__)
 BASELINE = "torch-fp32"
-CONTROL_MARK, SEED_MARK, FINISH_MARK = "-undistilled", "-seed", "-rounded"
+CONTROL_MARK, FINISH_MARK = "-undistilled", "-rounded"
+MOST_SENSITIVE = 5  # products that a report names
 CONTROL = f"{CONTROL_MARK}-int8"
 
 
@@ -198,10 +197,14 @@ class _Road:
     def _choose(self) -> str | None:
         """The fastest of the first step that has a variant met on the validation split, else that passes by estimate.
 
-        The undistilled student comes last: it shows what distillation brings, and is chosen if only it passes.
+        What is shown to lose more than allowed against its fp32 parent comes after all others, whatever the budget, and
+        last the undistilled student: it shows what distillation brings, and is chosen if only it passes.
         """
-        steps = [[name for name in stage if not name.endswith(CONTROL)] for stage in self.stages]
-        steps.append([name for name in self.assessments if name.endswith(CONTROL)])
+        allowed = self.options.max_lost_points
+        lossy = {name for name, lost in self._points_lost().items() if notes.is_too_much(lost, allowed)}
+        control = {name for name in self.assessments if name.endswith(CONTROL)}
+        steps = [[name for name in stage if name not in lossy | control] for stage in self.stages]
+        steps += [[name for name in self.assessments if name in last] for last in (lossy - control, control)]
         met = {name for name, assessment in self.assessments.items() if assessment.verdict == "met"}
         passing = {name for name, assessment in self.assessments.items() if assessment.passes}
         for wanted in (met, passing):
@@ -245,18 +248,37 @@ class _Road:
             record_plan(variant, measure_plan(variant, self.data.valid.texts, self.observer.advance))
 
     def _facts(self, variant: Variant) -> dict[str, Any]:
-        search = self.make.searches.get(variant.name)
-        return variant.manifest.step.facts | ({} if search is None else {"search": msgspec.to_builtins(search)})
+        """What its step found out, and the search for it: in words, and whole."""
+        if (search := self.make.searches.get(variant.name)) is None:
+            return variant.manifest.step.facts
+        tried = {f"tried {number}": str(way) for number, way in enumerate(search.candidates, 1)}
+        worst = {"most sensitive products": list(search.sensitivity)[:MOST_SENSITIVE]} if search.sensitivity else {}
+        whole = {"search": msgspec.to_builtins(search)}
+        return variant.manifest.step.facts | {"quantization": str(search)} | tried | worst | whole
+
+    def _points_lost(self) -> dict[str, Interval]:
+        """What each variant of lower precision loses against its fp32 ancestor on the validation split, by name."""
+        by_digest = {variant.digest: variant for variant in self.candidates}
+        lost: dict[str, Interval] = {}
+        for variant in self.candidates:
+            parent: Variant | None = variant
+            while parent is not None and parent.manifest.precision != "fp32":
+                parent = by_digest.get(parent.manifest.step.parent or "")
+            if parent is not None and parent is not variant:
+                answers = [self.valid[which.name].quality.right for which in (variant, parent)]
+                lost[variant.name] = points_lost(*answers)
+        return lost
 
     def _notes(self, chosen: str | None, measurements: Sequence[Measurement]) -> tuple[str, ...]:
         idle = (
-            *_absent(self.data.train, self.baseline.labels),
-            *_repeated(self.data.test),
+            *notes.absent_labels(self.data.train, self.baseline.labels),
+            *notes.repeated_texts(self.data.test),
             *(["No student was made: the model is too small for one, no shape is smaller."] * (not self.stages[-1])),
-            *_planned(self.make.training_plan),
-            *_widening(self.make.transfer_counts),
-            *_spreads(measurements),
-            *_idle(self.candidates, measurements),
+            *notes.time_spent(self.make.training_plan),
+            *notes.transfer_set(self.make.transfer_counts),
+            *notes.spreads(measurements),
+            *notes.does_not_pay(self.candidates, measurements),
+            *notes.loses_too_much(self._points_lost(), self.options.max_lost_points),
         )
         if chosen is None:
             none = "No variant met the budget on the validation split, not even by its estimate; none is chosen."
@@ -281,72 +303,9 @@ def _p50_ms(measurement: Measurement) -> float:
     return measurement.latency.percentile(50).value
 
 
-def _absent(train: Workload, labels: Sequence[str]) -> Generator[str]:
-    """Says which labels no training row has."""
-    if absent := [label for number, label in enumerate(labels) if number not in set(train.labels)]:
-        shown = ", ".join(map(repr, absent[:5])) + (" …" if len(absent) > 5 else "")
-        yield f"{len(absent)} of {len(labels)} labels have no training row ({shown}): a student can hardly learn them."
-
-
-def _repeated(test: Workload) -> Generator[str]:
-    """Says how many test rows add little to what others tell."""
-    if more := len(test) - len({normalised(text) for text in test.texts}):
-        yield (
-            f"{more:,} of the {len(test):,} test rows repeat the text of another. The intervals take rows to be "
-            "independent, so they are too narrow by what these rows do not add."
-        )
-
-
-def _planned(plan: TrainingPlan | None) -> Generator[str]:
-    """Says how the minutes were spent."""
-    if plan is not None:
-        yield f"The {plan}."
-
-
-def _widening(counts: dict[str, int]) -> Generator[str]:
-    """Says what the transfer set is made of."""
-    ways = {way: counts.get(way, 0) for way in ("unlabelled", "replace", "recombine", "truncate")}
-    if sum(ways.values()):
-        parts = ", ".join(f"{way} {number:,}" for way, number in ways.items() if number)
-        yield (
-            f"{sum(ways.values()):,} texts without labels for the teacher to answer ({parts}); left out: "
-            f"{counts['guarded']:,} that equal or nearly equal a validation or test text."
-        )
-
-
 def _seed(number: int) -> str:
     """The mark of a student from another seed than the first."""
-    return f"{SEED_MARK}{number}" if number else ""
-
-
-def _spreads(measurements: Sequence[Measurement]) -> Generator[str]:
-    """Says how much the accuracy of a student depends on its seed."""
-    seeds: dict[str, list[float]] = defaultdict(list)
-    for measurement in measurements:
-        name = re.sub(rf"{SEED_MARK}\d+", "", measurement.variant)
-        seeds[name].append(100 * measurement.quality.accuracy().value)
-    for name, found in seeds.items():
-        if len(found) > 1:
-            each = ", ".join(f"{percent:.2f}" for percent in found)
-            yield (
-                f"{name} over {len(found)} seeds: accuracy {mean(found):.2f} % on average, standard deviation "
-                f"{stdev(found):.2f} ({each})."
-            )
-
-
-def _idle(variants: Sequence[Variant], measurements: Sequence[Measurement]) -> Generator[str]:
-    """Says where INT8 or bfloat16 is not shown to be faster than what it was made from."""
-    found = dict(zip((variant.digest for variant in variants), measurements, strict=True))
-    for variant in variants:
-        parent = found.get(variant.manifest.step.parent or "")
-        if variant.manifest.precision != "fp32" and parent is not None:
-            kind = "bfloat16" if variant.manifest.precision in IN_BFLOAT16 else "INT8"
-            gain = speedup(parent, found[variant.digest])
-            if gain.lower is None or gain.lower <= 1:
-                yield (
-                    f"{kind} does not pay on this CPU for {variant.name}: {gain.value:.2f} times the speed of "
-                    f"{parent.variant}, which is not shown to be above 1."
-                )
+    return f"{notes.SEED_MARK}{number}" if number else ""
 
 
 def _rows(data: Data) -> dict[str, int]:

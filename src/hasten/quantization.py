@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from hasten.errors import ArtifactError, MissingExtraError, UsageError
-from hasten.fidelity import check_source, finish_measured, finite_logits
+from hasten.fidelity import check_calibration, check_source, finish_measured, finite_logits
 from hasten.measurement import library_versions, this_host
 from hasten.runtime import OnnxRuntime
 from hasten.smoothing import channel_peaks, smooth, smoothed_freely
@@ -119,12 +119,14 @@ def quantize(
 
     Raises:
         ArtifactError: The source is no fp32 ONNX variant, or no product of it can be quantized.
-        DataError: There are no texts, or only empty ones.
+        DataError: There are no texts, or only empty ones, or they cannot be calibrated on.
         ParityError: The source or the INT8 model answers NaN.
         MissingExtraError: onnx is not installed.
     """
     options = options or QuantizeOptions()
     check_source(source, "onnx", texts)
+    if options.method == "static":
+        check_calibration(source, texts[: options.calibration_texts])
     before = finite_logits(source, texts)
     with building(out) as draft:
         copy_configuration(source, draft)
@@ -161,8 +163,9 @@ def products(source: Variant) -> dict[str, str]:
 
 
 def quantize_graph(
-    source: Variant, path: Path, options: QuantizeOptions, texts: Sequence[str], *, ranges: Path | None = None
-) -> None:
+    source: Variant, path: Path, options: QuantizeOptions, texts: Sequence[str], *, ranges: Path | None = None,
+    plain: Path | None = None,
+) -> None:  # fmt: skip
     """Writes the INT8 graph of a variant.
 
     Args:
@@ -171,6 +174,8 @@ def quantize_graph(
         options: How.
         texts: Texts to calibrate on.
         ranges: A file to keep the calibrated ranges in and to take them from when it exists.
+        plain: A file to keep the graph in as it was just before its products became INT8. Not written by the dynamic
+            method.
 
     Raises:
         ArtifactError: No product is left to quantize, or there is no room to do it in.
@@ -202,34 +207,9 @@ def quantize_graph(
             )  # fmt: skip
         else:
             reader = _Reader(source, texts[: options.calibration_texts])
-            plain = Path(folder) / "plain.onnx"
+            plain = plain or Path(folder) / "plain.onnx"
             onnx.save_model(_with_plain_products(graph, wanted, reader, options), plain)
             _quantize_static(reader, plain, path, options, wanted, extra, ranges)
-
-
-def measure_sensitivities(
-    source: Variant, quantized: Path, options: QuantizeOptions, texts: Sequence[str], *, measured: int, threads: int
-) -> dict[str, float]:
-    """Measures how far logits move when one product alone is quantized.
-
-    Args:
-        source: A fp32 ONNX variant.
-        quantized: Its INT8 graph, as `quantize_graph` wrote it.
-        options: How that was made; static.
-        texts: The texts that it was calibrated on.
-        measured: How many of them to measure on.
-        threads: Threads for an inference.
-
-    Returns:
-        See `hasten.sensitivity.sensitivities`.
-    """
-    import onnx
-
-    from hasten.sensitivity import sensitivities
-
-    reader = _Reader(source, texts[: options.calibration_texts])
-    plain = _with_plain_products(source.path / source.weights, _wanted(source, options), reader, options)
-    return sensitivities(plain, onnx.load_model(quantized), reader.batches[:measured], threads=threads)
 
 
 def smoothed_by_operators(source: Variant) -> set[str]:

@@ -25,12 +25,11 @@ from typing import Literal
 import numpy as np
 
 from hasten.files import beside
-from hasten.intervals import Interval, paired_ratio
+from hasten.intervals import Interval, points_lost
 from hasten.quantization import (
     Calibration,
     QuantizeOptions,
     can_saturate,
-    measure_sensitivities,
     quantize_graph,
     smoothed_by_operators,
 )
@@ -63,6 +62,11 @@ class Candidate:
     mean_logit_difference: float
     label_flips: int
 
+    def __str__(self) -> str:
+        """The way and what it does, in a line."""
+        moved = f"logits move by {self.mean_logit_difference:.3g} on average"
+        return f"{in_words(self.options)}: {moved}, answers that differ: {self.label_flips}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
@@ -83,6 +87,23 @@ class Choice:
     loss: Loss
     candidates: list[Candidate]
     sensitivity: dict[str, float]
+
+    def __str__(self) -> str:
+        """The way and its loss, in a line."""
+        lost = self.lost_points
+        known = "" if lost.lower is None or lost.upper is None else f" ({lost.lower:.2f} to {lost.upper:.2f})"
+        return f"{in_words(self.options)}; {lost.value:.2f} points lost on the validation split{known}: {self.loss}"
+
+
+def in_words(way: QuantizeOptions) -> str:
+    """What ways of a search differ in."""
+    parts = [f"ranges by {way.calibration}", f"weights of {7 if way.reduces_range else 8} bits"]
+    if way.smoothing:
+        before = "every product" if way.smoothed is None else f"the products that tell ({len(way.smoothed)})"
+        parts.append(f"smoothing {way.smoothing:g} before {before}")
+    if way.keep:
+        parts.append(f"products in fp32: {len(way.keep)}")
+    return ", ".join(parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,11 +165,11 @@ class _Search:
             smoothed = self._smoothed(options)
             if self._rank(with_it := self._lost_points(smoothed.options)) < self._rank(lost):
                 sensitivity = self._sensitivity(options)
-                options, lost = self._smoothed_where_it_tells(smoothed, with_it, sensitivity)
+                options, lost = self._smoothed_where_it_tells(smoothed, (lost, with_it), sensitivity)
         if self._verdict(lost) == "too large":
             sensitivity = self._sensitivity(options)
             for kept in range(1, len(sensitivity) // 2 + 1):
-                options = replace(options, keep=tuple(sensitivity)[:kept])
+                options = replace(options, keep=(*self.question.options.keep, *tuple(sensitivity)[:kept]))
                 lost = self._lost_points(options)
                 if self._verdict(lost) != "too large":
                     break
@@ -158,7 +179,7 @@ class _Search:
 
     def _plain(self) -> QuantizeOptions:
         """The ranges of weights first, then, with the better one, the ranges of activations."""
-        start = self.question.options
+        start = replace(self.question.options, method="static")
         ranges = (False, True) if start.reduce_range is None and can_saturate() else (start.reduces_range,)
         first, *others = CALIBRATIONS
         found = [self._candidate(replace(start, calibration=first, reduce_range=narrow)) for narrow in ranges]
@@ -173,7 +194,7 @@ class _Search:
         return _best([self._candidate(replace(plain, smoothing=strength)) for strength in SMOOTHINGS])
 
     def _smoothed_where_it_tells(
-        self, smoothed: Candidate, lost: Interval, sensitivity: dict[str, float]
+        self, smoothed: Candidate, lost: tuple[Interval, Interval], sensitivity: dict[str, float]
     ) -> tuple[QuantizeOptions, Interval]:
         """Smoothing of as few products as it takes, worst first, or of all where that turns out to be better."""
         by_operators = smoothed_by_operators(self.question.source)
@@ -183,13 +204,14 @@ class _Search:
         spared = smoothed.mean_logit_difference**2 * ((1 + SPARED) ** 2 - 1)
         count = int(np.argmax(of_the_rest <= max(spared, of_the_rest[-1])))
         fewer = self._candidate(replace(smoothed.options, smoothed=tuple(names[:count])))
-        with_fewer = self._lost_points(fewer.options)
-        known = [VERDICTS.index(self._verdict(loss)) for loss in (with_fewer, lost)]
+        without, with_all = lost
+        with_fewer, allowed = self._lost_points(fewer.options), self.question.max_lost_points
+        known = [VERDICTS.index(self._verdict(loss)) for loss in (with_fewer, with_all)]
         as_near = fewer.mean_logit_difference <= (1 + SPARED) * smoothed.mean_logit_difference
-        loses_no_more = with_fewer.value <= max(lost.value, self.question.max_lost_points)
-        if known[0] <= known[1] and (as_near or loses_no_more):
+        is_as_good = with_fewer.value <= max(with_all.value, allowed) or (as_near and with_all.value > allowed)
+        if known[0] <= known[1] and self._rank(with_fewer) < self._rank(without) and is_as_good:
             return fewer.options, with_fewer
-        return smoothed.options, lost
+        return smoothed.options, with_all
 
     def _candidate(self, way: QuantizeOptions) -> Candidate:
         before, after = self._before, self._quantized(way, self.question.texts)
@@ -206,13 +228,8 @@ class _Search:
         return predict_logits(OnnxRuntime(draft, threads=self.question.threads), texts)
 
     def _lost_points(self, options: QuantizeOptions) -> Interval:
-        labels, before = np.asarray(self.question.valid.labels), self._right
-        after = self._quantized(options, self.question.valid.texts).argmax(-1) == labels
-        if not before.any():  # of a student that has learnt nothing no share can be kept
-            return Interval(value=-100 * float(after.mean()), lower=None, upper=None)
-        points, kept = 100 * float(before.mean()), paired_ratio(after, before)
-        lower, upper = (None if limit is None else points * (1 - limit) for limit in (kept.upper, kept.lower))
-        return Interval(value=points * (1 - kept.value), lower=lower, upper=upper)
+        answers = self._quantized(options, self.question.valid.texts).argmax(-1)
+        return points_lost(answers == np.asarray(self.question.valid.labels), self._right)
 
     def _verdict(self, lost: Interval) -> Loss:
         if lost.upper is not None and lost.upper <= self.question.max_lost_points:
@@ -223,22 +240,26 @@ class _Search:
         """What is known of a loss first, then its estimate; the smaller, the better."""
         return VERDICTS.index(self._verdict(lost)), lost.value
 
-    def _quantize(self, options: QuantizeOptions) -> None:
+    def _quantize(self, options: QuantizeOptions, plain: Path | None = None) -> None:
         """Writes the graph of this way, unless it was the last one that was written."""
-        if options == self._written:
+        if options == self._written and plain is None:
             return
         made = (options.calibration, options.smoothing, options.smoothed)
         ranges = self.folder / f"{hashlib.sha256(repr(made).encode()).hexdigest()}.json"
-        quantize_graph(self.question.source, self.folder / GRAPH, options, self.question.texts, ranges=ranges)
+        texts = self.question.texts
+        quantize_graph(self.question.source, self.folder / GRAPH, options, texts, ranges=ranges, plain=plain)
         self._written = options
 
     def _sensitivity(self, options: QuantizeOptions) -> dict[str, float]:
         """How far logits move when one product alone, with those of its weights, is quantized, worst first."""
-        self._quantize(options)
-        return measure_sensitivities(
-            self.question.source, self.folder / GRAPH, options, self.question.texts, measured=SENSITIVITY_TEXTS,
-            threads=self.question.threads,
-        )  # fmt: skip
+        from hasten.sensitivity import sensitivities
+
+        plain = self.folder / "plain.onnx"
+        self._quantize(options, plain)
+        runtime = OnnxRuntime(self.question.source, threads=1)
+        encodings = runtime.encode(self.question.texts[:SENSITIVITY_TEXTS])
+        feeds = [runtime.feed([encoding]) for encoding in encodings]
+        return sensitivities(plain, self.folder / GRAPH, feeds, threads=self.question.threads)
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate:

@@ -46,7 +46,11 @@ class TextEncoder:
         except Exception as error:  # tokenizers raises bare Exception
             raise ArtifactError(f"{path}: not a tokenizer that the tokenizers library reads: {error}") from error
         self._tokenizer.no_padding()
-        side = _configured(variant, "tokenizer_config.json").get("truncation_side") or "right"
+        configured = _configured(variant, "tokenizer_config.json")
+        side = configured.get("truncation_side") or "right"
+        named = configured.get("unk_token")
+        unknown = named.get("content") if isinstance(named, dict) else named
+        self._unknown = self._tokenizer.token_to_id(unknown) if unknown else None
         self._tokenizer.enable_truncation(variant.manifest.max_tokens, direction=side)
         self._plain = plain_text(path, max_tokens=variant.manifest.max_tokens, side=side)
 
@@ -87,6 +91,20 @@ class TextEncoder:
                 return None
             found.append(_encoding(ids))
         return found
+
+    def unknown_share(self, texts: Sequence[str]) -> float:
+        """Share of the texts' tokens that stand for what the vocabulary does not have; 0 for no tokens.
+
+        Args:
+            texts: The texts.
+
+        Returns:
+            0 to 1. Tokenizers of bytes know every text.
+        """
+        if self._unknown is None:
+            return 0.0
+        ids = [i for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False) for i in e.ids]
+        return ids.count(self._unknown) / max(1, len(ids))
 
     def _by_library(self, texts: list[str]) -> list[Encoding]:
         encoded = self._tokenizer.encode_batch_fast(texts) if texts else []

@@ -224,6 +224,7 @@ def open_variant(path: Path | str) -> Variant:
         raise ArtifactError(
             f"{folder}: file not named in {MANIFEST}: {', '.join(sorted(strangers))}; rebuild the folder"
         )
+    _require_whole_graph(folder, manifest)
     for name, expected in manifest.files.items():
         _check_file(folder, name, expected)
     return Variant(path=folder, manifest=manifest)
@@ -242,6 +243,16 @@ def _read_manifest(folder: Path) -> Manifest:
     if not PLAIN_NAME.fullmatch(manifest.name):
         raise ArtifactError(f"{path}: the name {manifest.name!r} has a slash or begins with a dot")
     return manifest
+
+
+def _require_whole_graph(folder: Path, manifest: Manifest) -> None:
+    """An ONNX graph may name files for its weights, which are read wherever they link to; hasten's hold them all."""
+    parts = {*CONFIGURATION, *WEIGHTS["onnx"], GOLDEN}
+    if manifest.format == "onnx" and (others := manifest.files.keys() - parts):
+        raise ArtifactError(
+            f"{folder}: {', '.join(sorted(others))}: no file of an ONNX variant, whose weights are all in "
+            f"{WEIGHTS['onnx'][0]}; rebuild the folder"
+        )
 
 
 def _strangers(folder: Path, known: Collection[str]) -> set[str]:

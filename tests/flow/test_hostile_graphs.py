@@ -20,7 +20,7 @@ from hasten.checkpoint import import_checkpoint
 from hasten.errors import ArtifactError, DataError, HastenError, ParityError
 from hasten.golden import replay_golden
 from hasten.onnx_export import export
-from hasten.quantization import quantize
+from hasten.quantization import QuantizeOptions, quantize
 from hasten.runtime import open_runtime
 from hasten.variant import Variant, open_variant, seal
 
@@ -49,28 +49,45 @@ def resealed(folder: Path, graph: onnx.ModelProto) -> Variant:
     return open_variant(folder)
 
 
-def pointing(folder: Path, location: str) -> Variant:
-    """The graph with one of its weights taken from another file."""
-    graph = onnx.load(folder / "model.onnx")
+def with_weights_in(graph: onnx.ModelProto, location: str) -> bytes:
+    """Takes one of a graph's weights from another file; its content."""
     weight = max(graph.graph.initializer, key=lambda initializer: len(initializer.raw_data))
-    set_external_data(weight, location=location, offset=0, length=len(weight.raw_data))
+    content = weight.raw_data
+    set_external_data(weight, location=location, offset=0, length=len(content))
     weight.ClearField("raw_data")
-    return resealed(folder, graph)
+    return content
 
 
 @pytest.mark.parametrize("place", ["absolute", "above", "missing"])
 def test_weights_outside_the_folder_are_refused(folder: Path, place: str) -> None:
     secret = folder.parent / "secret.bin"
     location = {"absolute": str(secret), "above": "../secret.bin", "missing": "weights.bin"}[place]
+    graph = onnx.load(folder / "model.onnx")
+    with_weights_in(graph, location)
     with pytest.raises(ArtifactError, match="cannot load it"):
-        open_runtime(pointing(folder, location))
+        open_runtime(resealed(folder, graph))
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_weights_that_are_a_link_to_what_lies_outside_are_refused(
+    folder: Path, link: Callable[[Path, Path], None]
+) -> None:
+    manifest, secret = open_variant(folder).manifest, folder.parent / "secret.bin"
+    graph = onnx.load(folder / "model.onnx")
+    secret.write_bytes(with_weights_in(graph, "weights.bin"))
+    (folder / "model.onnx").write_bytes(graph.SerializeToString())
+    link(secret, folder / "weights.bin")
+    assert "weights.bin" in seal(folder, manifest).files  # with the hash of what it links to
+    with pytest.raises(ArtifactError, match=r"weights.bin: no file of an ONNX variant"):
+        open_variant(folder)
 
 
 @pytest.mark.parametrize(("link", "says"), [(os.symlink, "points outside"), (os.link, "sha256 differs")])
 def test_a_link_to_what_lies_outside_is_refused(folder: Path, link: Callable[[Path, Path], None], says: str) -> None:
     """A hard link is the file itself, so what is written through it from outside shows in its hash."""
-    manifest, secret = open_variant(folder).manifest, folder.parent / "secret.bin"
-    link(secret, folder / "weights.bin")
+    manifest, secret = open_variant(folder).manifest, folder.parent / "secret.json"
+    (folder / "tokenizer_config.json").rename(secret)
+    link(secret, folder / "tokenizer_config.json")
     seal(folder, manifest)
     secret.write_bytes(b"changed")
     with pytest.raises(ArtifactError, match=says):
@@ -113,13 +130,28 @@ def test_truncated_and_flipped_files_are_refused(folder: Path, tenth: int) -> No
         replay_golden(open_variant(folder))
 
 
-@pytest.mark.parametrize(
-    "texts", [["one"], ["東京は今日も晴れ", "Привет, мир"], [" ".join(FILLER * 6)]],
-    ids=["one row", "another script", "longest"],
-)  # fmt: skip
-def test_odd_calibration_texts_still_give_numbers(exported: Variant, tmp_path: Path, texts: list[str]) -> None:
-    made = quantize(exported, tmp_path / "onnx-int8", texts=texts)
+def test_the_longest_calibration_texts_still_give_numbers(exported: Variant, tmp_path: Path) -> None:
+    made = quantize(exported, tmp_path / "onnx-int8", texts=[" ".join(FILLER * 6), "good"])
     assert made.manifest.batch_invariant
+    assert replay_golden(made) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["one"], "all 1 are the same text"),
+        (["good"] * 3, "all 3 are the same text"),
+        (["東京は今日も晴れ", "Привет, мир", "good"], r"67% of the tokens to calibrate on are unknown"),
+    ],
+    ids=["one row", "one text", "another script"],
+)
+def test_calibration_texts_that_tell_nothing_are_refused(
+    exported: Variant, tmp_path: Path, texts: list[str], says: str
+) -> None:
+    with pytest.raises(DataError, match=says):
+        quantize(exported, tmp_path / "onnx-int8", texts=texts)
+    assert list(tmp_path.iterdir()) == []
+    made = quantize(exported, tmp_path / "dynamic", QuantizeOptions(method="dynamic"), texts=texts)
     assert replay_golden(made) <= 1e-5
 
 

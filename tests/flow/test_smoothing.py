@@ -272,7 +272,9 @@ def test_where_neither_decides_the_smaller_estimate_is_taken(
         (0.5, 0.5, 2.0, True),  # no more than all of them smoothed
         (0.2, 0.31, 2.0, False),
         (0.5, 0.6, 2.0, False),
-        (0.5, 0.6, 1.1, True),  # the estimate does not tell, the logits do
+        (0.5, 0.6, 1.1, True),  # neither is allowed, and the logits are as near
+        (0.2, 0.6, 1.1, False),
+        (0.5, 1.0, 1.1, False),  # no better than without smoothing
         (0.5, 2.0, 1.0, False),  # shown to be too large
     ],
 )
@@ -330,6 +332,32 @@ def test_the_products_that_are_smoothed_are_those_whose_error_tells(
     assert np.hypot(of_all, np.linalg.norm(rest)) <= (1 + SPARED) * of_all < np.hypot(of_all, choice.sensitivity[worst])
     assert fewer.mean_logit_difference <= (1 + SPARED) * of_all
     assert of_all < 0.5 * plain.mean_logit_difference
+
+
+@pytest.mark.parametrize(
+    ("way", "interval", "line"),
+    [
+        (
+            QuantizeOptions(reduce_range=False), Interval(value=0.6, lower=-0.021, upper=1.4),
+            "ranges by minmax, weights of 8 bits; 0.60 points lost on the validation split (-0.02 to 1.40): undecided",
+        ),
+        (
+            QuantizeOptions(reduce_range=True, calibration="entropy", smoothing=0.5, smoothed=("a", "b"), keep=("c",)),
+            Interval(value=-1.0, lower=None, upper=None),
+            "ranges by entropy, weights of 7 bits, smoothing 0.5 before the products that tell (2), "
+            "products in fp32: 1; -1.00 points lost on the validation split: undecided",
+        ),
+        (
+            QuantizeOptions(reduce_range=False, smoothing=0.8), Interval(value=0.0, lower=0.0, upper=0.0),
+            "ranges by minmax, weights of 8 bits, smoothing 0.8 before every product; "
+            "0.00 points lost on the validation split (0.00 to 0.00): undecided",
+        ),
+    ],
+)  # fmt: skip
+def test_a_choice_reads_as_a_line(way: QuantizeOptions, interval: Interval, line: str) -> None:
+    from hasten.quantization_search import Choice
+
+    assert str(Choice(options=way, lost_points=interval, loss="undecided", candidates=[], sensitivity={})) == line
 
 
 def test_products_go_back_to_fp32_one_by_one_until_the_loss_is_allowed(
