@@ -66,7 +66,7 @@ def compared(variants: Path, valid: list[str], test: list[str], launches: int) -
         sys.exit(f"{variants}: {len(students)} INT8 students; this needs some, all of one shape")
     shape, source = shape_of(students[0]), open_variant(variants / students[0].name.replace("int8", "torch"))
     with tempfile.TemporaryDirectory() as folder:
-        models = dict.fromkeys((ROW, AGAIN), untrained(source, shape, Path(folder)))
+        models = dict.fromkeys((ROW, AGAIN), untrained(source, shape, Path(folder), valid))
         models |= {student.name: student for student in students}
         found = taken(models, dict(zip(SPLITS, (valid, test), strict=True)), launches)
     ratios = times_faster(f"{ROW}, {SPLITS[0]}", list(found), found)

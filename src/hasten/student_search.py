@@ -29,6 +29,7 @@ TABLE = "shapes with intervals"
 HEADROOM_RATIO = 1.15
 CLEARLY_RATIO = 1.3
 SHAPE_SAMPLES = 500
+CALIBRATION_TEXTS = 8  # of random weights: any ranges will do
 GLANCE_SAMPLES = 60
 
 
@@ -132,27 +133,29 @@ def _worth_timing(
     for shape in shapes:
         if any(shape.holds(other) for other in slow):
             continue
-        built[shape] = untrained(search.source, shape, workshop.work / "shapes")
+        built[shape] = untrained(search.source, shape, workshop.work / "shapes", texts)
         (latency,) = time_only([built[shape]], texts, search.options)
         if clearly_slow(search.budget, latency, baseline):
             slow.append(shape)
     return built
 
 
-def untrained(source: Variant, shape: Shape, place: Path) -> Variant:
+def untrained(source: Variant, shape: Shape, place: Path, texts: Sequence[str]) -> Variant:
     """A student with random weights, as it would be served.
 
     Args:
         source: The torch variant that students are cut from.
         shape: The student's shape.
         place: A folder for the variants that lead to it.
+        texts: Real texts; some of them are calibrated on.
 
     Returns:
         The INT8 variant.
     """
     random = init_student(source, shape, place / f"{shape}-torch", name=f"{shape}-torch", start="random")
     graph = export(random, place / f"{shape}-fp32", name=f"{shape}-fp32")
-    return quantize(graph, place / f"{shape}-int8", name=f"{shape}-int8", texts=["ok"])
+    some = list(dict.fromkeys(texts))[:CALIBRATION_TEXTS]
+    return quantize(graph, place / f"{shape}-int8", name=f"{shape}-int8", texts=some)
 
 
 def clearly_slow(budget: Budget, latency: Latency, baseline: Latency) -> bool:
