@@ -106,6 +106,9 @@ def optimize(
     gate: Annotated[
         str, typer.Option(help="Judge by the one-sided 95 % 'bound' or by the 'point' estimate.")
     ] = OPTIMIZE.budget.gate,
+    max_lost_points: Annotated[
+        float, typer.Option(min=0, help="Points of accuracy that INT8 may lose against the same model in fp32.")
+    ] = OPTIMIZE.max_lost_points,
     every_step: Annotated[
         bool, typer.Option("--all", help="Run every step, even after the budget is met.")
     ] = OPTIMIZE.every_step,
@@ -154,6 +157,7 @@ def optimize(
         minutes=minutes, simple=simple, layers=one_of("--layers", layers, get_args(LayerChoice)), seeds=seeds,
         profile=replace(PROFILE, samples=samples, threads=threads, seed=seed),
         distill=distill_options, transfer=replace(TRANSFER, augment=augment), valid_rows=valid_rows,
+        max_lost_points=max_lost_points,
     )  # fmt: skip
     inputs = Inputs(
         model=model, train=train, test=test, valid=valid, unlabelled=unlabelled, student=student,

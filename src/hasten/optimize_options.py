@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Literal, Protocol
@@ -36,8 +37,8 @@ class OptimizeOptions:
         seed: Seed of splits, orders and training.
         export: How to export.
         quantize: How to quantize; the calibration is searched for.
-        max_lost_points: Points of accuracy that an INT8 variant may lose against its fp32 parent; if it is shown to
-            lose more, products are put back to fp32.
+        max_lost_points: Points of accuracy that a variant of lower precision may lose against the same model in fp32.
+            If INT8 is shown to lose more, products are put back to fp32; what still does is chosen last.
         simple: Whether models without layers stand for choice too, before any student.
         openvino: Whether OpenVINO's variants stand for choice too; None takes them where the extra is installed.
         distill: How to distil.
@@ -69,11 +70,13 @@ class OptimizeOptions:
     profile: ProfileOptions = field(default_factory=ProfileOptions)
 
     def __post_init__(self) -> None:
-        """Checks the minutes and the seeds.
+        """Checks the minutes, the seeds and the points.
 
         Raises:
             UsageError: They are out of range, or there is guidance too, which no plan counts.
         """
+        if math.isnan(self.max_lost_points):
+            raise UsageError("--max-lost-points must be a number of points, not nan")
         check_minutes(self.minutes, guided=self.distill.guide.epochs > 0)
         if self.seeds < 1:
             raise UsageError(f"--seeds must be at least 1, not {self.seeds}")
