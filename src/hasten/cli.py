@@ -107,7 +107,7 @@ def optimize(
         str, typer.Option(help="Judge by the one-sided 95 % 'bound' or by the 'point' estimate.")
     ] = OPTIMIZE.budget.gate,
     max_lost_points: Annotated[
-        float, typer.Option(min=0, help="Points of accuracy that INT8 may lose against the same model in fp32.")
+        float, typer.Option(min=0, help="Points of accuracy that a lower precision may lose against fp32.")
     ] = OPTIMIZE.max_lost_points,
     every_step: Annotated[
         bool, typer.Option("--all", help="Run every step, even after the budget is met.")

@@ -43,6 +43,10 @@ class Interval:
     lower: float | None
     upper: float | None
 
+    def is_above(self, limit: float) -> bool:
+        """Whether it is shown to be above a limit: its lower end is."""
+        return self.lower is not None and self.lower > limit
+
 
 def proportion(successes: int, total: int, *, level: float = TWO_SIDED, effect: float = 1.0) -> Interval:
     """Wilson's score interval for a proportion.

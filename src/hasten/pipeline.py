@@ -201,7 +201,7 @@ class _Road:
         last the undistilled student: it shows what distillation brings, and is chosen if only it passes.
         """
         allowed = self.options.max_lost_points
-        lossy = {name for name, lost in self._points_lost().items() if notes.is_too_much(lost, allowed)}
+        lossy = {name for name, lost in self._points_lost().items() if lost.is_above(allowed)}
         control = {name for name in self.assessments if name.endswith(CONTROL)}
         steps = [[name for name in stage if name not in lossy | control] for stage in self.stages]
         steps += [[name for name in self.assessments if name in last] for last in (lossy - control, control)]

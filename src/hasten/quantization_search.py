@@ -234,7 +234,7 @@ class _Search:
     def _verdict(self, lost: Interval) -> Loss:
         if lost.upper is not None and lost.upper <= self.question.max_lost_points:
             return "holds"
-        return "too large" if lost.lower is not None and lost.lower > self.question.max_lost_points else "undecided"
+        return "too large" if lost.is_above(self.question.max_lost_points) else "undecided"
 
     def _rank(self, lost: Interval) -> tuple[int, float]:
         """What is known of a loss first, then its estimate; the smaller, the better."""

@@ -90,14 +90,9 @@ def loses_too_much(lost: Mapping[str, Interval], allowed_points: float) -> Gener
         A sentence for each.
     """
     for name, points in lost.items():
-        if is_too_much(points, allowed_points):
+        if points.is_above(allowed_points):
             yield (
                 f"{name} is shown to lose more than {allowed_points:g} points of accuracy on the validation split "
                 f"against what it is in fp32: {points.value:.2f}, at least {points.lower:.2f}. It is chosen only where "
                 "nothing else will do."
             )
-
-
-def is_too_much(lost: Interval, allowed_points: float) -> bool:
-    """Whether a loss is shown to be larger than what may be lost."""
-    return lost.lower is not None and lost.lower > allowed_points
